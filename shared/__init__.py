@@ -1,0 +1,1 @@
+"""The language that all services speak. Imports no service."""
