@@ -80,7 +80,9 @@ class Audio(Message, frozen=True):
     """A piece of sound, 20 ms as audio_capture sends it."""
 
     KIND: ClassVar[str] = "audio"
-    ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {"pcm": ArraySpec("<i2", ((1, 16_000),), "16 kHz mono, full scale 32768")}
+    ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
+        "pcm": ArraySpec("<i2", ((1, 16_000),), "16 kHz mono, full scale 32768")
+    }
 
     session: Name
     """whose sound"""
@@ -129,7 +131,7 @@ class Work(Message, frozen=True):
     face: Name
     """content hash of the face to move"""
     seq: Count
-    """running number of the work given to this worker"""
+    """running number of the work given to this worker since it joined"""
     budget_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)]
     """time left at sending until the frame is too late, ms"""
     gain: Fraction
@@ -150,6 +152,8 @@ class Credit(Message, frozen=True):
     """engine that it runs"""
     capacity: Annotated[int, msgspec.Meta(ge=0, le=64)]
     """most windows it holds at once"""
+    held: Annotated[int, msgspec.Meta(ge=0, le=64)]
+    """windows that it holds now"""
     done: Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
     """highest seq finished, dropped or lost; -1 before the first"""
     back: Annotated[int, msgspec.Meta(ge=0, le=200)]
@@ -256,7 +260,9 @@ class Photo(Message, frozen=True):
     """A picture that came by web, told again until its face is there."""
 
     KIND: ClassVar[str] = "photo"
-    ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {"data": ArraySpec("|u1", ((1, 10 * 1024 * 1024),), "the bytes of the file")}
+    ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
+        "data": ArraySpec("|u1", ((1, 10 * 1024 * 1024),), "the bytes of the file")
+    }
 
     face: Name
     """id under which the face will be told"""
@@ -271,7 +277,9 @@ class Pcm(Message, frozen=True):
     """Sound that came by web, for the source `network`."""
 
     KIND: ClassVar[str] = "pcm"
-    ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {"pcm": ArraySpec("<i2", ((1, 16_000),), "16 kHz mono, full scale 32768")}
+    ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
+        "pcm": ArraySpec("<i2", ((1, 16_000),), "16 kHz mono, full scale 32768")
+    }
 
     session: Name
     """whose sound"""
@@ -324,7 +332,9 @@ def pack(message: Message) -> list[bytes | memoryview]:
         MessageError: an array has the wrong type or shape.
     """
     kind = type(message)
-    header: dict[str, Any] = {name: getattr(message, name) for name in message.__struct_fields__ if name not in kind.ARRAYS}
+    header: dict[str, Any] = {
+        name: getattr(message, name) for name in message.__struct_fields__ if name not in kind.ARRAYS
+    }
     frames: list[bytes | memoryview] = []
     shapes: dict[str, Sequence[int]] = {}
     for name, spec in kind.ARRAYS.items():
@@ -333,7 +343,7 @@ def pack(message: Message) -> list[bytes | memoryview]:
         if problem:
             raise MessageError(f"{kind.KIND}.{name}: {problem}")
         shapes[name] = array.shape
-        frames.append(memoryview(np.ascontiguousarray(array)).cast("B"))
+        frames.append(np.ascontiguousarray(array).data.cast("B"))
     header |= {"kind": kind.KIND, "v": VERSION, "arrays": shapes}
     return [msgpack.packb(header), *frames]
 
@@ -406,6 +416,8 @@ def _array(name: str, frame: bytes, shape: object, spec: ArraySpec) -> npt.NDArr
 def _misfit(dtype: np.dtype[Any], shape: tuple[int, ...], spec: ArraySpec) -> str:
     if dtype != np.dtype(spec.dtype):
         return f"dtype {dtype}, must be {np.dtype(spec.dtype)}"
-    if len(shape) != len(spec.shape) or not all(low <= n <= high for n, (low, high) in zip(shape, spec.shape, strict=True)):
+    if len(shape) != len(spec.shape) or not all(
+        low <= n <= high for n, (low, high) in zip(shape, spec.shape, strict=True)
+    ):
         return f"shape {shape}, must be within {spec.shape}"
     return ""
