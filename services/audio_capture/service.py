@@ -1,0 +1,184 @@
+"""audio_capture: opens the source of each running session and publishes its sound on the session's time line."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from services.audio_capture.chunks import Chunk, Hole, Source
+from services.audio_capture.sources import DemoSource, FileSource, MicrophoneSource, NetworkSource
+from shared.bus import Bus, Delivery, Event
+from shared.messages import Audio, Gap, Pcm, SessionState
+from shared.service import Tally
+from shared.settings import Settings
+
+__all__ = ["AudioCapture"]
+
+MOST_EARLY: Final = 64
+"""pieces of pushed sound that wait for their session to be told"""
+SESSION_SILENT_S: Final = 5.0
+"""a session that the streamer no longer tells of is closed, so that no microphone stays open unasked"""
+
+
+@dataclass
+class _Open:
+    """A source that is open for a session."""
+
+    state: SessionState
+    source: Source
+    told_s: float
+    base: int = 0
+    """count of the source at which the epoch began"""
+    stream: str = field(default_factory=lambda: secrets.token_hex(6))
+    next_sample: int = 0
+    """count of the source up to which it was read"""
+    watched: int = -1
+    said: str = ""
+
+
+class AudioCapture:
+    """Follows the sessions; holds one source for each that runs."""
+
+    name: Literal["audio_capture"] = "audio_capture"
+
+    def __init__(self, settings: Settings, bus: Bus, tally: Tally) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._tally = tally
+        self._open: dict[str, _Open] = {}
+        self._early: deque[Pcm] = deque(maxlen=MOST_EARLY)
+        self.info: dict[str, str] = {}
+        bus.publishes("audio", "beat")
+        bus.receives("session", "ingest")
+        bus.subscribe("ingest", "pcm")
+
+    def handle(self, event: Event) -> None:
+        """Open, close and restart sources as the sessions say; pass pushed sound on."""
+        if not isinstance(event, Delivery):
+            return
+        if isinstance(event.message, SessionState):
+            self._follow(event.message)
+        elif isinstance(event.message, Pcm):
+            self._take(event.message)
+
+    def turn(self, now_s: float) -> float:
+        """Publish what the sources have."""
+        due_s = now_s + 0.25
+        for name, opened in list(self._open.items()):
+            if now_s - opened.told_s > SESSION_SILENT_S:
+                self._close(name)
+                continue
+            for piece in opened.source.read():
+                self._publish(opened, piece)
+            self._watch(opened)
+            next_due = opened.source.next_due()
+            if next_due is not None:
+                due_s = min(due_s, next_due)
+            status = opened.source.status
+            self.info["source"], self.info["source_state"] = status.text, status.state
+            if status.state == "failed" and status.text != opened.said:
+                self._tally.drop("source_failed", status.text)
+            opened.said = status.text
+        if not self._open:
+            self.info["source"], self.info["source_state"] = "closed", "closed"
+        return due_s
+
+    def _follow(self, state: SessionState) -> None:
+        opened = self._open.get(state.session)
+        if opened is not None:
+            opened.told_s = time.monotonic()
+            if opened.state == state or state.epoch < opened.state.epoch:
+                return
+            if not state.running or state.source != opened.state.source:
+                self._close(state.session)
+            elif state.epoch > opened.state.epoch:
+                if state.source == "mic":  # a live source goes on; its time line begins anew
+                    opened.base, opened.stream = opened.next_sample, secrets.token_hex(6)
+                else:
+                    self._close(state.session)
+            opened.state = state
+        if state.running and state.session not in self._open:
+            source = self._source(state.source)
+            self._open[state.session] = _Open(state, source, time.monotonic())
+            source.start()
+            early, self._early = self._early, deque(maxlen=MOST_EARLY)
+            for pcm in early:
+                self._take(pcm)
+
+    def _source(self, name: str) -> Source:
+        if name == "mic":
+            return MicrophoneSource(self._settings.mic or None)
+        if name == "network":
+            return NetworkSource()
+        if name == "demo":
+            return DemoSource(loop=self._settings.loops(name))
+        return FileSource(name.removeprefix("file:"), loop=self._settings.loops(name))
+
+    def _take(self, pcm: Pcm) -> None:
+        opened = self._open.get(pcm.session)
+        if opened is None or opened.state.epoch < pcm.epoch:  # it overtook the word that the session listens
+            self._early.append(pcm)
+            return
+        if opened.state.epoch > pcm.epoch or not isinstance(opened.source, NetworkSource):
+            self._tally.drop("pcm_ignored", "pushed sound came for a session that does not listen")
+            return
+        if not opened.source.push(pcm.first_sample, pcm.pcm):
+            self._tally.drop("pcm_refused", "more sound was pushed than is kept")
+
+    def _publish(self, opened: _Open, piece: Chunk | Hole) -> None:
+        state = opened.state
+        first = piece.first_sample - opened.base
+        if isinstance(piece, Chunk):
+            opened.next_sample = piece.first_sample + len(piece.pcm)
+            self._bus.send(
+                "audio",
+                Audio(
+                    session=state.session,
+                    epoch=state.epoch,
+                    stream=opened.stream,
+                    first_sample=first,
+                    captured_ns=piece.captured_ns,
+                    pcm=piece.pcm,
+                ),
+            )
+            self._tally.count("chunks")
+            return
+        opened.next_sample = piece.first_sample + piece.samples
+        self._tally.drop(f"gap_{piece.reason}", f"{piece.samples} samples of sound are missing ({piece.reason})")
+        gap = Gap(
+            session=state.session,
+            epoch=state.epoch,
+            stream=opened.stream,
+            first_sample=first,
+            samples=piece.samples,
+            reason=piece.reason,
+        )
+        self._bus.send("audio", gap)
+
+    def _watch(self, opened: _Open) -> None:
+        fd = opened.source.fileno()
+        if fd == opened.watched:
+            return
+        if opened.watched >= 0:
+            self._bus.unwatch(opened.watched)
+        if fd >= 0:
+            self._bus.watch(fd)
+        opened.watched = fd
+
+    def _close(self, name: str) -> None:
+        opened = self._open.pop(name)
+        if opened.watched >= 0:
+            self._bus.unwatch(opened.watched)
+        opened.source.close()
+
+    def gauges(self) -> dict[str, float]:
+        """Present values for the beat."""
+        return {"open": float(len(self._open))}
+
+    def close(self) -> None:
+        """Close all sources."""
+        for name in list(self._open):
+            self._close(name)

@@ -1,0 +1,96 @@
+"""face_prep: turns photos that came by web into prepared faces, keeps them, and answers whoever subscribes to one."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Final, Literal
+
+from services.face_prep.face import FaceError, FaceMaker
+from services.face_prep.image import ImageError
+from services.face_prep.store import FaceStore
+from shared.bus import Bus, Delivery, Event, Subscribed
+from shared.messages import FaceProblem, Photo
+from shared.service import Tally
+
+__all__ = ["FacePrep"]
+
+MOST_PROBLEMS: Final = 100
+
+
+class FacePrep:
+    """Keeps faces under their id and tells each to those who subscribe to it."""
+
+    name: Literal["face_prep"] = "face_prep"
+
+    def __init__(self, maker: FaceMaker, store: FaceStore, max_side_px: int, bus: Bus, tally: Tally) -> None:
+        self._maker = maker
+        self._store = store
+        self._max_side_px = max_side_px
+        self._bus = bus
+        self._tally = tally
+        self._problems: OrderedDict[str, FaceProblem] = OrderedDict()
+        self.info: dict[str, str] = {}
+        bus.publishes("face", "beat")
+        bus.receives("ingest")
+        bus.subscribe("ingest", "photo")
+
+    def handle(self, event: Event) -> None:
+        """Answer subscriptions; make faces of photos."""
+        match event:
+            case Subscribed(topic="face", key=key):
+                self._tell(key)
+            case Delivery(message=Photo() as photo):
+                if not self._tell(photo.face):
+                    self._make(photo)
+            case _:
+                pass
+
+    def turn(self, now_s: float) -> float:
+        """Nothing is due by itself."""
+        return now_s + 1.0
+
+    def _tell(self, face_id: str) -> bool:
+        """Publish what is known of a face: the face, or why there is none."""
+        if face_id in self._problems:
+            self._bus.send("face", self._problems[face_id], face_id)
+            return True
+        face = self._store.load(face_id)
+        if face is None:
+            return False
+        self._bus.send("face", face, face_id)
+        self._tally.count("faces_told")
+        return True
+
+    def _make(self, photo: Photo) -> None:
+        began_s = time.perf_counter()
+        try:
+            face = self._maker.make(
+                photo.face,
+                photo.data.tobytes(),
+                index=photo.index,
+                box=photo.box,
+                max_side_px=self._max_side_px,
+            )
+        except (ImageError, FaceError) as error:
+            self._tally.count("faces_refused")
+            problem = FaceProblem(face=photo.face, code=error.code, text=str(error)[:1000])
+            self._problems[photo.face] = problem
+            while len(self._problems) > MOST_PROBLEMS:
+                self._problems.popitem(last=False)
+            self._bus.send("face", problem, photo.face)
+            return
+        self._tally.count("faces_made")
+        self._tally.count("make_seconds", time.perf_counter() - began_s)
+        self._bus.send("face", face, photo.face)
+        try:
+            self._store.save(face)
+        except OSError as error:
+            self._tally.drop("not_stored", f"the face could not be kept on disk: {error.strerror}")
+
+    def gauges(self) -> dict[str, float]:
+        """Present values for the beat."""
+        return {"problems": float(len(self._problems))}
+
+    def close(self) -> None:
+        """Nothing is open."""

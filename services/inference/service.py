@@ -1,0 +1,159 @@
+"""inference: takes mel windows that were given to this worker, renders them, publishes the patches."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict, deque
+from typing import Any, Final, Literal
+
+from services.inference.engine import Drive, Engine
+from shared.bus import Bus, Delivery, Event
+from shared.messages import Credit, Face, Patch, SessionState, Work
+from shared.service import Tally
+
+__all__ = ["Inference"]
+
+CAPACITY: Final = 2
+BATCH: Final = 4
+CREDIT_S: Final = 0.2
+MOST_FACES: Final = 8
+
+
+class Inference:
+    """One worker. It keeps prepared faces; everything else comes with the work."""
+
+    name: Literal["inference"] = "inference"
+
+    def __init__(self, engine: Engine[Any], bus: Bus, tally: Tally, info: dict[str, str]) -> None:
+        self._engine = engine
+        self._bus = bus
+        self._tally = tally
+        self._worker = secrets.token_hex(6)
+        self._queue: deque[tuple[Work, float]] = deque()
+        self._states: OrderedDict[str, Any] = OrderedDict()
+        self._wanted: OrderedDict[str, None] = OrderedDict()
+        self._epochs: dict[str, int] = {}
+        self._done = -1
+        self._credit_due_s = 0.0
+        self._render_ms = 0.0
+        self.info = {"worker": self._worker, "engine": engine.name, **info}
+        bus.publishes("credit", "patch", "beat")
+        bus.receives("work", "session", "face")
+        bus.subscribe("work", self._worker)
+
+    def handle(self, event: Event) -> None:
+        """Queue work; follow the sessions' faces and epochs."""
+        if not isinstance(event, Delivery):
+            return
+        match event.message:
+            case Work() as work:
+                self._queue.append((work, time.monotonic()))
+            case SessionState() as state:
+                self._epochs[state.session] = state.epoch
+                self._want(state.face)
+            case Face() as face:
+                self._prepare(face)
+            case _:
+                pass  # a FaceProblem is for the streamer to tell
+
+    def turn(self, now_s: float) -> float:
+        """Render what waits; say how much more may come."""
+        if self._queue:
+            self._render(now_s)
+            self._credit_due_s = now_s
+        if now_s >= self._credit_due_s:
+            self._credit_due_s = now_s + CREDIT_S
+            self._tell_credit()
+        return self._credit_due_s
+
+    def _render(self, now_s: float) -> None:
+        batch: list[Work] = []
+        while self._queue and len(batch) < BATCH:
+            work, came_s = self._queue.popleft()
+            self._done = max(self._done, work.seq)
+            if work.epoch < self._epochs.get(work.session, 0):
+                self._tally.count("dropped_epoch")
+            elif (now_s - came_s) * 1000.0 > work.budget_ms:
+                self._tally.drop("dropped_late")
+            elif work.face not in self._states:
+                self._want(work.face)
+                self._tally.drop("dropped_no_face", "the face is not here yet")
+            elif work.mel.shape[1] != self._engine.window.length:
+                self._tally.drop("dropped_window", f"a mel window of {work.mel.shape[1]} frames came")
+            else:
+                batch.append(work)
+        if not batch:
+            return
+        for work in batch:
+            self._states.move_to_end(work.face)
+        states = [self._states[work.face] for work in batch]
+        drives = [Drive(mel=work.mel, gain=work.gain) for work in batch]
+        began_s = time.perf_counter()
+        rendered = self._engine.render(states, drives)
+        took_ms = (time.perf_counter() - began_s) * 1000.0
+        self._render_ms += 0.05 * (took_ms / len(batch) - self._render_ms)
+        self._tally.count("frames", len(batch))
+        self._tally.count("render_seconds", took_ms / 1000.0)
+        for work, picture in zip(batch, rendered, strict=True):
+            self._bus.send(
+                "patch",
+                Patch(
+                    session=work.session,
+                    epoch=work.epoch,
+                    frame=work.frame,
+                    face=work.face,
+                    worker=self._worker,
+                    rest=work.gain == 0.0,
+                    x=picture.x,
+                    y=picture.y,
+                    captured_ns=work.captured_ns,
+                    render_ms=min(took_ms, 60_000.0),
+                    image=picture.image,
+                    mask=picture.mask,
+                ),
+            )
+
+    def _want(self, face: str) -> None:
+        """Subscribe to a face; face_prep answers a subscription with the face."""
+        if face in self._wanted:
+            self._wanted.move_to_end(face)
+            return
+        self._wanted[face] = None
+        self._bus.subscribe("face", face)
+        while len(self._wanted) > MOST_FACES:
+            old, _ = self._wanted.popitem(last=False)
+            self._bus.unsubscribe("face", old)
+            self._states.pop(old, None)
+
+    def _prepare(self, face: Face) -> None:
+        if face.face in self._states or face.face not in self._wanted:
+            return
+        began_s = time.perf_counter()
+        self._states[face.face] = self._engine.prepare(face)
+        self._tally.count("faces_prepared")
+        self._tally.count("prepare_seconds", time.perf_counter() - began_s)
+
+    def _tell_credit(self) -> None:
+        window = self._engine.window
+        self._bus.send(
+            "credit",
+            Credit(
+                worker=self._worker,
+                engine=self._engine.name,
+                capacity=CAPACITY,
+                held=min(len(self._queue), 64),
+                done=self._done,
+                back=window.back,
+                ahead=window.ahead,
+                shift=window.shift,
+                faces=tuple(self._states),
+            ),
+        )
+
+    def gauges(self) -> dict[str, float]:
+        """Present values for the beat."""
+        return {"queue": float(len(self._queue)), "faces": float(len(self._states)), "render_ms": self._render_ms}
+
+    def close(self) -> None:
+        """Nothing is kept beside the process."""

@@ -1,0 +1,43 @@
+"""Run the streamer and its page: `python -m services.streamer`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from services.streamer.photos import Photos
+from services.streamer.server import PortTakenError, serve
+from services.streamer.stage import Stage
+from shared.service import EXIT_FAILED, EXIT_USAGE, open_log
+from shared.settings import SettingsError, load, redacted
+
+DEMO_FACE = Path(__file__).parent.parent / "face_prep" / "assets" / "demo_face.png"
+
+
+def run() -> int:
+    """Serve until a signal."""
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.stdout.write(f"streamer: {error}\n")
+        return EXIT_USAGE
+    log = open_log("streamer", settings.log_level)
+    logging.getLogger("services").setLevel(settings.log_level)
+    try:
+        serve(
+            settings.host,
+            settings.port,
+            lambda: Stage(settings, Photos(DEMO_FACE), log),
+            token=settings.token,
+            max_viewers=settings.max_viewers,
+            on_ready=lambda url: log.info("the page is at %s ; %s", url, redacted(settings)),
+        )
+    except PortTakenError as error:
+        log.error("%s", error.strerror)  # noqa: TRY400  # the text is meant for a person
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

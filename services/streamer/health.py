@@ -1,0 +1,76 @@
+"""What the services' beats say: who is alive, at what rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from shared.messages import Beat
+from shared.topics import SERVICES
+
+__all__ = ["Health", "Pulse"]
+
+ALIVE_S: Final = 3.0
+FORGET_S: Final = 60.0
+RATE_OF: Final = {
+    "audio_capture": "chunks",
+    "mel_features": "windows",
+    "face_prep": "faces_told",
+    "inference": "frames",
+    "streamer": "published",
+}
+"""which counter is a service's rate"""
+
+
+@dataclass
+class Pulse:
+    """One process of a service as its last beats told it."""
+
+    beat: Beat
+    heard_s: float
+    rate_hz: float = 0.0
+    cpu: float = 0.0
+    """share of one core over the last two beats"""
+
+    def alive(self, now_s: float) -> bool:
+        """Whether its beats come."""
+        return now_s - self.heard_s < ALIVE_S
+
+
+class Health:
+    """Keeps the newest beat of every process."""
+
+    def __init__(self) -> None:
+        self._pulses: dict[tuple[str, str], Pulse] = {}
+
+    def beat(self, beat: Beat, now_s: float) -> None:
+        """Take a beat."""
+        key = (beat.service, beat.instance)
+        before = self._pulses.get(key)
+        pulse = Pulse(beat, now_s)
+        if before is not None:
+            span = max(1e-3, beat.uptime_s - before.beat.uptime_s)
+            counter = RATE_OF.get(beat.service, "")
+            pulse.rate_hz = max(0.0, beat.counters.get(counter, 0.0) - before.beat.counters.get(counter, 0.0)) / span
+            pulse.cpu = max(0.0, beat.cpu_s - before.beat.cpu_s) / span
+        self._pulses[key] = pulse
+        for old in [k for k, p in self._pulses.items() if now_s - p.heard_s > FORGET_S]:
+            del self._pulses[old]
+
+    def of(self, service: str) -> list[Pulse]:
+        """Every process of a service, newest beat first."""
+        found = [pulse for (name, _), pulse in self._pulses.items() if name == service]
+        return sorted(found, key=lambda pulse: -pulse.heard_s)
+
+    def alive(self, service: str, now_s: float) -> bool:
+        """Whether at least one process of a service beats."""
+        return any(pulse.alive(now_s) for pulse in self.of(service))
+
+    def info(self, service: str, name: str) -> str:
+        """A word that the service told of itself; empty when there is none."""
+        pulses = self.of(service)
+        return pulses[0].beat.info.get(name, "") if pulses else ""
+
+    def __iter__(self) -> Iterator[tuple[str, list[Pulse]]]:
+        return iter([(service, self.of(service)) for service in SERVICES])

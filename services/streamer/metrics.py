@@ -1,0 +1,80 @@
+"""All beats and all viewers in the Prometheus text format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from services.streamer.health import Health
+
+if TYPE_CHECKING:
+    from services.streamer.mjpeg import FrameHub
+
+__all__ = ["exposition"]
+
+
+def exposition(health: Health, hub: FrameHub, now_s: float) -> bytes:
+    """Write everything that is counted.
+
+    Args:
+        health: the beats.
+        hub: the viewers.
+        now_s: monotonic time.
+
+    Returns:
+        the Prometheus text format 0.0.4.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(health, hub, now_s))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    def __init__(self, health: Health, hub: FrameHub, now_s: float) -> None:
+        self._health = health
+        self._hub = hub
+        self._now_s = now_s
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["service", "instance"]
+        up = GaugeMetricFamily("mouthpiece_up", "1 while the beats of a process come", labels=labels)
+        memory = GaugeMetricFamily("mouthpiece_memory_bytes", "Memory in use", labels=labels)
+        cpu = CounterMetricFamily("mouthpiece_cpu_seconds", "Processor time used", labels=labels)
+        uptime = GaugeMetricFamily("mouthpiece_uptime_seconds", "Time since the start", labels=labels)
+        counters: dict[str, CounterMetricFamily] = {}
+        gauges: dict[str, GaugeMetricFamily] = {}
+        for service, pulses in self._health:
+            for pulse in pulses:
+                beat = pulse.beat
+                who = [service, beat.instance]
+                up.add_metric(who, float(pulse.alive(self._now_s)))
+                memory.add_metric(who, float(beat.rss_bytes))
+                cpu.add_metric(who, beat.cpu_s)
+                uptime.add_metric(who, beat.uptime_s)
+                for name, value in beat.counters.items():
+                    family = counters.setdefault(
+                        name, CounterMetricFamily(f"mouthpiece_{_safe(name)}", f"Total of {name}", labels=labels)
+                    )
+                    family.add_metric(who, value)
+                for name, value in beat.gauges.items():
+                    gauge = gauges.setdefault(
+                        name, GaugeMetricFamily(f"mouthpiece_now_{_safe(name)}", f"Present {name}", labels=labels)
+                    )
+                    gauge.add_metric(who, value)
+        viewers = GaugeMetricFamily("mouthpiece_viewer_rate_hz", "Frames a second of each viewer", labels=["viewer"])
+        stats = self._hub.stats()
+        for viewer in stats:
+            viewers.add_metric([str(viewer.id)], viewer.rate_hz)
+        yield from (up, memory, cpu, uptime, viewers, *counters.values(), *gauges.values())
+        yield GaugeMetricFamily("mouthpiece_viewers", "Open streams", value=float(len(stats)))
+        yield CounterMetricFamily("mouthpiece_jpegs", "JPEGs encoded", value=float(self._hub.encodes))
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_]", "_", name)

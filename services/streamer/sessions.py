@@ -1,0 +1,83 @@
+"""The state of sessions: numbered time lines, and what survives a crash of the streamer."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from shared.messages import SessionState
+
+__all__ = ["SessionBook"]
+
+
+class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is on disk while the streamer runs."""
+
+    running: bool
+    source: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    face: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+
+
+class SessionBook:
+    """One session, its time line, and its memory.
+
+    The state is written to disk at each change and taken away by `close`: so after a crash the session goes on as it
+    was, and after an orderly end nothing (no microphone!) starts by itself.
+
+    Epochs are milliseconds of the monotonic clock, so that a streamer that starts anew is always ahead of what the
+    other services remember.
+    """
+
+    def __init__(self, path: Path, *, session: str, running: bool, source: str, face: str) -> None:
+        self._path = path
+        self.recovered = False
+        kept = self._read()
+        if kept is not None:
+            running, source, face = kept.running, kept.source, kept.face
+            self.recovered = True
+        self.state = SessionState(session=session, epoch=0, running=running, source=source, face=face)
+        self.change()
+
+    def change(self, *, running: bool | None = None, source: str | None = None) -> SessionState:
+        """Begin a new epoch, with what is given changed; what was under way in the old one is dropped everywhere."""
+        old = self.state
+        self.state = SessionState(
+            session=old.session,
+            epoch=max(old.epoch + 1, time.monotonic_ns() // 1_000_000),
+            running=old.running if running is None else running,
+            source=source or old.source,
+            face=old.face,
+        )
+        self._write()
+        return self.state
+
+    def change_face(self, face: str) -> SessionState:
+        """Take another face; the sound goes on in its epoch."""
+        self.state = msgspec.structs.replace(self.state, face=face)
+        self._write()
+        return self.state
+
+    def close(self) -> None:
+        """An orderly end: forget."""
+        self._path.unlink(missing_ok=True)
+
+    def _read(self) -> _Kept | None:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError):
+            self._path.unlink(missing_ok=True)  # half a state is worth less than none
+            return None
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state = self.state
+        kept = _Kept(running=state.running, source=state.source, face=state.face)
+        fresh = self._path.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(kept))
+        os.replace(fresh, self._path)
