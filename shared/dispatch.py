@@ -133,6 +133,10 @@ class WorkerPool:
         able = [w for w in self._workers.values() if w.credit is not None and not w.suspended]
         return min(able, key=lambda w: w.joined_s).credit if able else None
 
+    def holds(self, face: str) -> bool:
+        """Whether a worker that can work holds a face prepared."""
+        return any(face in w.credit.faces for w in self._workers.values() if w.credit is not None and not w.suspended)
+
     def waiting_for(self) -> int:
         """Windows given out and not yet done."""
         return sum(len(worker.deadlines) for worker in self._workers.values())

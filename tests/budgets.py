@@ -27,6 +27,8 @@ RESAMPLER_STEERED_SPUR_DB: Final = -70.0
 TIME_LINE_MS: Final = 20.0
 """most that the time line may be off the monotonic clock"""
 TIME_LINE_HOUR_S: Final = 3_600.0
+PULSE_PATH_MS: Final = 60.0
+"""how far PulseAudio's own latency wanders when players come and go on a busy machine"""
 TONE_RATIO: Final = 0.001
 """most that the pitch of a tone may be off after a real PortAudio device"""
 
@@ -37,6 +39,8 @@ VOICE_CLOSED_AFTER_MS: Final = 130.0
 """after the last sound of a sentence"""
 VOICE_OPEN_SHARE: Final = 0.99
 """of the gain, over all moments of audible speech"""
+VOICE_OPEN_SHARE_NOISY: Final = 0.97
+"""the same with noise 10 dB below the speech"""
 VOICE_NOISE_LEARNT_S: Final = 1.2
 """until a steady noise that begins no longer opens"""
 VOICE_STEEPEST_FALL: Final = 0.25
@@ -49,3 +53,62 @@ FUZZ_EXAMPLES: Final = 400
 WIRE_TIMEOUT_S: Final = 10.0
 CLOCK_ERROR_S: Final = 0.010
 """how near the media clock must come to the truth under jitter"""
+
+# The demo face and speech (tests/unit/test_demo_assets.py)
+DEMO_FACE_MAX_BYTES: Final = 900_000
+DEMO_FACE_LEAST_SIDE_PX: Final = 768
+DEMO_FACE_MOST_SIDE_PX: Final = 896
+DEMO_FACE_SCORE: Final = 0.8
+DEMO_FACE_HEIGHT_SHARE: Final = (0.38, 0.55)
+"""forehead to chin, of the picture's height"""
+DEMO_FACE_LIP_GAP: Final = 0.03
+"""of the distance between the outer corners of the eyes"""
+DEMO_FACE_POINT_PX: Final = 12.0
+"""from a drawn corner of the eyes or of the mouth to the mesh's"""
+DEMO_FACE_JAW_PX: Final = 14.0
+"""from a point of the mesh's jaw line to the drawn one"""
+DEMO_SPEECH_S: Final = (20.0, 30.0)
+DEMO_SPEECH_MAX_BYTES: Final = 600_000
+DEMO_SPEECH_PEAK_DBFS: Final = -3.0
+DEMO_SPEECH_PEAK_TOLERANCE_DB: Final = 0.1
+DEMO_SPEECH_LEAD_S: Final = 0.3
+DEMO_SPEECH_TAIL_S: Final = 1.5
+DEMO_SPEECH_EDGE_S: Final = 0.1
+"""how far its first and last sound may be from where silence should end and begin"""
+DEMO_SPEECH_SILENCE_DBFS: Final = -60.0
+DEMO_SPEECH_LEAST_PAUSE_S: Final = 0.85
+DEMO_SPEECH_LEAST_PAUSES: Final = 4
+DEMO_SPEECH_REPEAT_ERROR: Final = 0.002
+"""most that a sample may differ when the script makes the speech again with the same flite, full scale 1"""
+
+# --- face_prep: photos and faces ---
+
+FACE_IOU_MIN: Final = 0.85
+"""Least overlap of the box of a known face with where it was put."""
+FACE_UPRIGHT_DIFFERENCE_PX: Final = 2.0
+"""Most mean distance of landmarks between a photo and the same one stored on its side or head, face of 93 px."""
+FACE_LANDMARK_SCATTER_SHARE: Final = 0.02
+"""Most mean distance of landmarks between a photo and its half-size copy, in distances between the eyes."""
+FACE_JPEG_DIFFERENCE: Final = 2.0
+"""Most mean difference of grey levels between our reading of a photo and the plain decoder's."""
+FACE_STORE_MOST: Final = 5
+"""Bound of the store in its tests."""
+
+# processes
+PROCESS_START_S: Final = 40.0
+"""until a service beats, on a busy machine"""
+PROCESS_STOP_S: Final = 8.0
+CORRUPT_MESSAGES: Final = 300
+"""of each kind on each topic"""
+
+# The web part (tests/web)
+WEB_START_S: Final = 20.0
+"""longest time until a server takes connections, on a busy machine"""
+WEB_STOP_S: Final = 2.0
+"""longest time from SIGTERM to exit code 0, with streams open"""
+WEB_GONE_S: Final = 10.0
+"""longest time until a viewer that reads no more is freed"""
+WEB_VIEWERS: Final = 20
+"""viewers at once that share one encoding"""
+WEB_SLOW_BYTES_PER_S: Final = 125_000.0
+"""a viewer throttled to 1 Mbit/s"""

@@ -7,6 +7,7 @@ import sys
 import cv2
 
 from services.face_prep.face import FaceMaker
+from services.face_prep.network import NetworkError
 from services.face_prep.service import FacePrep
 from services.face_prep.store import FaceStore
 from shared.bus import Bus
@@ -20,7 +21,7 @@ def build(settings: Settings, bus: Bus, tally: Tally) -> FacePrep:
     try:
         maker = FaceMaker(settings.models_path / "face", settings.device)
         store = FaceStore(settings.state_path / "faces")
-    except (ValueError, OSError) as error:
+    except (NetworkError, OSError) as error:
         raise Startup(str(error)) from error
     return FacePrep(maker, store, settings.max_side, bus, tally)
 

@@ -130,7 +130,11 @@ class Inference:
         if face.face in self._states or face.face not in self._wanted:
             return
         began_s = time.perf_counter()
-        self._states[face.face] = self._engine.prepare(face)
+        try:
+            self._states[face.face] = self._engine.prepare(face)
+        except ValueError as error:
+            self._tally.drop("face_unfit", f"this engine cannot move the face: {error}")
+            return
         self._tally.count("faces_prepared")
         self._tally.count("prepare_seconds", time.perf_counter() - began_s)
 

@@ -99,6 +99,8 @@ class MelFeatures:
             track = session.track = Track(sound.epoch, sound.stream)
         engine = self._pool.engine()
         track.set_window(None if engine is None else MelWindow(engine.back, engine.ahead, engine.shift))
+        if not self._pool.holds(session.state.face):
+            track.tell_rest()
         lost = track.lost_samples
         if isinstance(sound, Audio):
             due = track.push(sound.first_sample, sound.pcm, sound.captured_ns)

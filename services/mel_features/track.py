@@ -118,6 +118,10 @@ class Track:
         """Media time up to which sound came, samples."""
         return 0 if self._mel is None else self._mel.samples_in
 
+    def tell_rest(self) -> None:
+        """Make the next frame of silence whatever was made before: whoever should know of it could not take it."""
+        self._silent = 0
+
     def _cut(self, first: int, frames: npt.NDArray[np.float32]) -> list[Due]:
         if frames.shape[1] == 0:
             return []
