@@ -112,3 +112,16 @@ WEB_VIEWERS: Final = 20
 """viewers at once that share one encoding"""
 WEB_SLOW_BYTES_PER_S: Final = 125_000.0
 """a viewer throttled to 1 Mbit/s"""
+
+# the whole, end to end (the figures of the issue "The main job")
+STREAM_SECONDS: Final = 10
+STREAM_RATE_ERROR_HZ: Final = 0.5
+LIPS_CORRELATION: Final = 0.6
+LIPS_LAG_S: Final = 0.4
+LIPS_PAUSE_SHARE: Final = 0.15
+RECOVERY_S: Final = 10.0
+"""3 s and the load of a model, on a machine that does other things as well"""
+STOP_S: Final = 10.0
+VIEWERS: Final = 20
+VIEWER_RATE_HZ: Final = 20.0
+"""24 is the aim, shown by scripts/measure; here the viewers share two cores with the test itself"""

@@ -7,7 +7,7 @@ import sys
 import cv2
 
 from services.face_prep.face import FaceMaker
-from services.face_prep.network import NetworkError
+from services.face_prep.network import NetworkError, keep_compiled
 from services.face_prep.service import FacePrep
 from services.face_prep.store import FaceStore
 from shared.bus import Bus
@@ -18,6 +18,7 @@ from shared.settings import Settings
 def build(settings: Settings, bus: Bus, tally: Tally) -> FacePrep:
     """Load the detectors and open the store of faces."""
     cv2.setNumThreads(1)
+    keep_compiled(settings.state_path / "openvino")
     try:
         maker = FaceMaker(settings.models_path / "face", settings.device)
         store = FaceStore(settings.state_path / "faces")

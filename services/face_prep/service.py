@@ -55,7 +55,11 @@ class FacePrep:
         if face_id in self._problems:
             self._bus.send("face", self._problems[face_id], face_id)
             return True
-        face = self._store.load(face_id)
+        try:
+            face = self._store.load(face_id)
+        except OSError as error:
+            self._tally.drop("not_read", f"a face could not be read from disk: {error.strerror}")
+            face = None
         if face is None:
             return False
         self._bus.send("face", face, face_id)

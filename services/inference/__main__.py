@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 
+from services.inference.builtin.basis import BasisError
 from services.inference.builtin.engine import BuiltinEngine
 from services.inference.engine import Engine
 from services.inference.service import Inference
@@ -28,7 +29,7 @@ def build(settings: Settings, bus: Bus, tally: Tally) -> Inference:
             engine = Wav2LipEngine(settings.wav2lip_path, settings.device, alignment=settings.alignment)
         else:
             engine = BuiltinEngine(settings.models_path / "builtin")
-    except ValueError as error:
+    except (BasisError, ValueError) as error:
         raise Startup(str(error)) from error
     return Inference(engine, bus, tally, {"device": settings.device if wav2lip else "CPU", "threads": str(threads)})
 

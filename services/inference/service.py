@@ -37,7 +37,7 @@ class Inference:
         self._done = -1
         self._credit_due_s = 0.0
         self._render_ms = 0.0
-        self.info = {"worker": self._worker, "engine": engine.name, **info}
+        self.info = {"worker": self._worker, "engine": engine.name, **info, "faces": ""}
         bus.publishes("credit", "patch", "beat")
         bus.receives("work", "session", "face")
         bus.subscribe("work", self._worker)
@@ -125,6 +125,7 @@ class Inference:
             old, _ = self._wanted.popitem(last=False)
             self._bus.unsubscribe("face", old)
             self._states.pop(old, None)
+            self.info["faces"] = " ".join(self._states)
 
     def _prepare(self, face: Face) -> None:
         if face.face in self._states or face.face not in self._wanted:
@@ -136,6 +137,7 @@ class Inference:
             self._tally.drop("face_unfit", f"this engine cannot move the face: {error}")
             return
         self._tally.count("faces_prepared")
+        self.info["faces"] = " ".join(self._states)
         self._tally.count("prepare_seconds", time.perf_counter() - began_s)
 
     def _tell_credit(self) -> None:

@@ -55,7 +55,9 @@ class Following:
     """95th percentile of the opening in speech, eye distances"""
 
 
-def pauses(level_db: npt.NDArray[np.float64], quiet_db: float = -45.0, least_s: float = 0.7) -> list[tuple[float, float]]:
+def pauses(
+    level_db: npt.NDArray[np.float64], quiet_db: float = -45.0, least_s: float = 0.7
+) -> list[tuple[float, float]]:
     """Stretches of quiet, (begin, end) in seconds."""
     quiet = np.concatenate([[False], level_db < quiet_db, [False]])
     edges = np.flatnonzero(np.diff(quiet.astype(int)))
@@ -95,7 +97,9 @@ def follow(
     maximum = float(np.percentile(opening[heard > quiet_db], 95))
     worst = 0.0
     for begin_s, end_s in pauses(level_db, quiet_db):
-        quiet = (times_s - best_lag > level_began_s + begin_s + 0.3) & (times_s - best_lag < level_began_s + end_s - 0.1)
+        quiet = (times_s - best_lag > level_began_s + begin_s + 0.3) & (
+            times_s - best_lag < level_began_s + end_s - 0.1
+        )
         if quiet.any():
             worst = max(worst, float(opening[quiet].max()))
     return Following(best, best_lag, worst / maximum, maximum)
