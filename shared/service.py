@@ -40,7 +40,11 @@ class Startup(RuntimeError):
 class Service(Protocol):
     """What a service is, as the loop sees it."""
 
-    name: ServiceName
+    @property
+    def name(self) -> ServiceName:
+        """Which service it is."""
+        ...
+
     info: dict[str, str]
     """words for the status page"""
 

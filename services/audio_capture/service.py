@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from services.audio_capture.chunks import Chunk, Hole, Source
+from services.audio_capture.devices import microphone_words
 from services.audio_capture.sources import DemoSource, FileSource, MicrophoneSource, NetworkSource
 from shared.bus import Bus, Delivery, Event
 from shared.messages import Audio, Gap, Pcm, SessionState
@@ -17,6 +19,8 @@ from shared.settings import Settings
 
 __all__ = ["AudioCapture"]
 
+PROBE_S: Final = 30.0
+"""how often a microphone is looked for while there is none"""
 MOST_EARLY: Final = 64
 """pieces of pushed sound that wait for their session to be told"""
 SESSION_SILENT_S: Final = 5.0
@@ -50,6 +54,9 @@ class AudioCapture:
         self._tally = tally
         self._open: dict[str, _Open] = {}
         self._early: deque[Pcm] = deque(maxlen=MOST_EARLY)
+        self._prober = ThreadPoolExecutor(1, thread_name_prefix="devices")
+        self._probe: Future[str] | None = None
+        self._probe_due_s = time.monotonic()
         self.info: dict[str, str] = {}
         bus.publishes("audio", "beat")
         bus.receives("session", "ingest")
@@ -82,6 +89,7 @@ class AudioCapture:
             if status.state == "failed" and status.text != opened.said:
                 self._tally.drop("source_failed", status.text)
             opened.said = status.text
+        self._look_for_microphone(now_s)
         if not self._open:
             self.info["source"], self.info["source_state"] = "closed", "closed"
         return due_s
@@ -174,11 +182,22 @@ class AudioCapture:
             self._bus.unwatch(opened.watched)
         opened.source.close()
 
+    def _look_for_microphone(self, now_s: float) -> None:
+        """Keep `info["microphone"]` true: at the start and, while there is none, now and then."""
+        if self._probe is not None and self._probe.done():
+            self.info["microphone"] = self._probe.result()
+            self._probe = None
+            missing = self.info["microphone"].startswith("missing:")
+            self._probe_due_s = now_s + (PROBE_S if missing else float("inf"))
+        elif self._probe is None and now_s >= self._probe_due_s:
+            self._probe = self._prober.submit(microphone_words)
+
     def gauges(self) -> dict[str, float]:
         """Present values for the beat."""
         return {"open": float(len(self._open))}
 
     def close(self) -> None:
         """Close all sources."""
+        self._prober.shutdown(wait=False, cancel_futures=True)
         for name in list(self._open):
             self._close(name)

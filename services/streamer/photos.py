@@ -61,7 +61,7 @@ class Photos:
         return self.add(photo.data.tobytes(), index)
 
     def want(self, face: str) -> None:
-        """This is the face to show when it is there."""
+        """Name the face to show when it is there."""
         self.wanted = face
         self._wanted_s = None
         self.state, self.text = "preparing", "The face is being prepared."

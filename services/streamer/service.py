@@ -60,7 +60,7 @@ class Streamer:
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
         self._photo: npt.NDArray[np.uint8] = marked(photos.demo_picture, *mark)
-        self._frame: Frame | None = None
+        self._frame = Frame(seq=0, image=self._photo)
         self._patch: Patch | None = None
         self._rest: Patch | None = None
         self._stream = ""
@@ -219,7 +219,7 @@ class Streamer:
             self._bus.send("ingest", self._speech.pop(), "pcm")
         if state.running and self._ended() and now_s - self._heard_s > DRAINED_S:
             self.change(running=False)
-        if now_s - self._heard_s > 0.5:  # noqa: PLR2004
+        if now_s - self._heard_s > 0.5:
             self.level_db = None
         return min(due_s, self._told_s + TELL_S, self._push_due_s if self._speech else float("inf"))
 
@@ -232,7 +232,7 @@ class Streamer:
     def _show(self, now_s: float) -> float:
         """Publish what is due; give the time at which the next is."""
         if not self.book.state.running:
-            if now_s - self._published_s >= STILL_S or self._frame is None:
+            if now_s - self._published_s >= STILL_S:
                 self._publish(now_s)
             return self._published_s + STILL_S
         due_s = self.playout.due_s(now_s) if self.playout.clock.started else self._published_s + FRAME_S
@@ -254,16 +254,13 @@ class Streamer:
         self._patch = patch
         picture = compose(self._photo, patch)
         self._frame = Frame(
-            seq=self._frame.seq + 1 if self._frame else 0,
+            seq=self._frame.seq + 1,
             image=picture,
             media_time=patch.frame * 640 if patch else 0,
             epoch=self.book.state.epoch,
         )
 
     def _publish(self, now_s: float) -> None:
-        if self._frame is None:
-            self._renew(None)
-        assert self._frame is not None
         self._hub.publish(self._frame)
         self._published_s = now_s
         self._tally.count("published")

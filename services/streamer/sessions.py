@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -80,4 +79,4 @@ class SessionBook:
         kept = _Kept(running=state.running, source=state.source, face=state.face)
         fresh = self._path.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(kept))
-        os.replace(fresh, self._path)
+        fresh.replace(self._path)

@@ -29,7 +29,12 @@ __all__ = ["Stage"]
 
 LONGEST_SPEECH_S: Final = 600
 MOST_UPLOAD_BYTES: Final = 10 * 1024 * 1024
-LABELS: Final = {"mic": "Microphone", "demo": "Demo speech", "network": "My own sound file", "file": "The operator's file"}
+LABELS: Final = {
+    "mic": "Microphone",
+    "demo": "Demo speech",
+    "network": "My own sound file",
+    "file": "The operator's file",
+}
 EXPECTED_HZ: Final = {"audio_capture": 50.0, "streamer": 25.0}
 
 
@@ -62,7 +67,9 @@ class Stage:
         if book.recovered:
             log.warning("the session goes on as it was before the streamer ended unexpectedly")
         try:
-            self._streamer = Streamer(self._bus, self._tally, book, photos, self.frames, (settings.mark, settings.mark_corner))
+            self._streamer = Streamer(
+                self._bus, self._tally, book, photos, self.frames, (settings.mark, settings.mark_corner)
+            )
         except BusError as error:
             self._bus.close()
             book.close()
@@ -83,10 +90,10 @@ class Stage:
         try:
             while not self._stopping.is_set():
                 loop.turn(watchdog=True)
-                if time.monotonic() - looked_s > 0.1:  # noqa: PLR2004
+                if time.monotonic() - looked_s > 0.1:
                     looked_s = time.monotonic()
                     self._status = self._look()
-        except Exception:
+        except Exception:  # noqa: BLE001  # whatever it is, the process ends with it
             self._log.exception("the loop cannot go on; the process ends, to be started again")
             logging.shutdown()
             os._exit(EXIT_FAILED)  # a page without its loop would show a still picture for ever
@@ -105,11 +112,13 @@ class Stage:
         if not data:
             raise UploadError("The file is empty. Choose a JPEG, PNG or WebP photo.", HTTPStatus.BAD_REQUEST)
         if len(data) > MOST_UPLOAD_BYTES:
-            raise UploadError("The photo is larger than 10 MB. Choose a smaller one.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            raise UploadError(
+                "The photo is larger than 10 MB. Choose a smaller one.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            )
         webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
         if not (data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or webp):
             raise UploadError(
-                "This file is no JPEG, PNG or WebP picture, whatever its name says. Choose a photo in one of these formats.",
+                "This file is no JPEG, PNG or WebP picture, whatever its name says. Choose a photo of these kinds.",
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             )
 

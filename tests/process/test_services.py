@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from shared.messages import Audio, Beat, Credit, Face, FaceProblem, Pcm, Photo, SessionState, Work, pack, unpack
@@ -157,7 +158,7 @@ def test_audio_capture_plays_pushed_sound_in_order(tmp_path: Path):
             piece = Pcm(session="default", epoch=7, first_sample=at, pcm=pcm[at : at + 16_000])
             peer.send("ingest", piece, "pcm")
         peer.send("session", SessionState(session="default", epoch=7, running=True, source="network", face="f0"))
-        heard = []
+        heard: list[npt.NDArray[np.int16]] = []
         while sum(len(piece) for piece in heard) < len(pcm):
             audio = peer.receive("audio", Audio, PROCESS_START_S)
             assert isinstance(audio, Audio)

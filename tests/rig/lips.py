@@ -38,7 +38,8 @@ def openings(pictures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float6
 def loudness(pcm: npt.NDArray[np.int16], floor_db: float = -60.0) -> npt.NDArray[np.float64]:
     """Loudness in steps of 10 ms, dB of full scale, not under `floor_db`; 16 kHz mono."""
     steps = pcm[: len(pcm) // 160 * 160].reshape(-1, 160).astype(np.float64) / 32768.0
-    return np.maximum(floor_db, 10.0 * np.log10(np.mean(steps**2, axis=1) + 1e-12))
+    level_db: npt.NDArray[np.float64] = 10.0 * np.log10(np.mean(steps**2, axis=1) + 1e-12)
+    return np.maximum(floor_db, level_db)
 
 
 @dataclass(frozen=True)

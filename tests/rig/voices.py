@@ -32,7 +32,8 @@ def paused_speech(synthesiser: str = "flite") -> npt.NDArray[np.int16]:
         heard = np.flatnonzero(np.abs(spoken) > 0.005)
         pieces += [spoken[heard[0] : heard[-1]], silence]
     sound = np.concatenate(pieces)
-    return np.rint(sound / np.abs(sound).max() * 0.7 * 32767).astype(np.int16)
+    pcm: npt.NDArray[np.int16] = np.rint(sound / np.abs(sound).max() * 0.7 * 32767).astype(np.int16)
+    return pcm
 
 
 def write_wav(path: Path, pcm: npt.NDArray[np.int16]) -> Path:

@@ -9,7 +9,7 @@ from shared.clock import MediaClock, frame_of, sample_of
 from tests.budgets import CLOCK_ERROR_S
 
 
-def hear(clock: MediaClock, seconds: float, rng: np.random.Generator, *, start: int = 0, at: float = 0.0, ppm: float = 0.0):
+def hear(clock: MediaClock, seconds: float, rng: np.random.Generator, start: int = 0, at: float = 0.0, ppm: float = 0):
     """20 ms chunks; most arrive within 3 ms, one in twenty up to 60 ms late."""
     for index in range(int(seconds * 50)):
         late = rng.uniform(0, 0.003) if rng.random() > 0.05 else rng.uniform(0.01, 0.06)

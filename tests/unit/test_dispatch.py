@@ -6,9 +6,9 @@ from shared.dispatch import WorkerPool
 from shared.messages import Credit
 
 
-def credit(worker: str, done: int = -1, held: int = 0, faces: tuple[str, ...] = (), capacity: int = 2, engine: str = "e"):
+def credit(worker: str, done: int = -1, held: int = 0, faces: tuple[str, ...] = (), engine: str = "e"):
     return Credit(
-        worker=worker, engine=engine, capacity=capacity, held=held, done=done, back=0, ahead=16, shift=0, faces=faces
+        worker=worker, engine=engine, capacity=2, held=held, done=done, back=0, ahead=16, shift=0, faces=faces
     )
 
 

@@ -36,7 +36,7 @@ def maker() -> FaceMaker:
 
 
 def astronaut() -> Pixels:
-    rgb = np.asarray(skimage.data.astronaut(), np.uint8)  # type: ignore[no-untyped-call]
+    rgb = np.asarray(skimage.data.astronaut(), np.uint8)
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), np.uint8)
 
 

@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def astronaut(side: int = 512) -> Pixels:
-    rgb = np.asarray(skimage.data.astronaut(), np.uint8)  # type: ignore[no-untyped-call]
+    rgb = np.asarray(skimage.data.astronaut(), np.uint8)
     bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
     return np.asarray(cv2.resize(bgr, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 

@@ -66,7 +66,7 @@ def test_arrays_fit_the_topic(kind: str):
 
 @pytest.mark.parametrize("kind", sorted(EXAMPLES))
 def test_a_kind_that_is_not_allowed_is_refused(kind: str):
-    others = [other for other in ALL if other.KIND != kind]
+    others = [other for other in ALL if kind != other.KIND]
     with pytest.raises(MessageError, match="not allowed"):
         unpack(frames_of(EXAMPLES[kind]), others)
 

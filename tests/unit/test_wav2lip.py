@@ -18,7 +18,7 @@ from services.inference.wav2lip.engine import Wav2LipEngine, Wav2LipState
 from shared.messages import Face
 from tests import budgets
 
-PHOTO: npt.NDArray[np.uint8] = np.ascontiguousarray(data.astronaut()[:, :, ::-1])  # type: ignore[no-untyped-call]
+PHOTO: npt.NDArray[np.uint8] = np.ascontiguousarray(data.astronaut()[:, :, ::-1])
 BOX = (178, 70, 270, 186)
 
 
@@ -246,6 +246,6 @@ def test_an_absent_device_is_named(tmp_path: Path) -> None:
 
 def test_unknown_choices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="training or inference"):
-        Wav2LipEngine(save(tmp_path), alignment="live")  # type: ignore[arg-type]
+        Wav2LipEngine(save(tmp_path), alignment="live")
     with pytest.raises(ValueError, match="auto, f32"):
-        Wav2LipEngine(save(tmp_path), precision="int8")  # type: ignore[arg-type]
+        Wav2LipEngine(save(tmp_path), precision="int8")

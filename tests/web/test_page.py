@@ -1,0 +1,214 @@
+"""The page in a real browser: what a person does reaches the server, and what the server says is seen."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.web.conftest import until
+from tests.web.standin import drawing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from tests.web.conftest import Server
+
+    Serve = Callable[..., AbstractContextManager[Server]]
+
+WAIT_S = 10.0
+
+
+class Page:
+    """A page, and all that the browser complained about."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def open(self, url: str) -> Any:
+        # The stream never ends, so the page is never "loaded" for good.
+        self.page.goto(url, wait_until="domcontentloaded")
+        self.until("document.getElementById('picture').naturalWidth > 0")
+        return self.page
+
+    def until(self, expression: str) -> None:
+        """Wait until an expression is true (the browser's own waiting needs eval, which the page's policy forbids)."""
+        assert until(lambda: self.page.evaluate(expression), WAIT_S), expression
+
+    def mouth(self) -> bytes:
+        """What is seen of the mouth."""
+        box = self.page.locator("#picture").bounding_box()
+        clip = {"x": box["x"] + box["width"] * 0.3, "y": box["y"] + box["height"] * 0.55}
+        clip |= {"width": box["width"] * 0.4, "height": box["height"] * 0.3}
+        shot: bytes = self.page.screenshot(clip=clip)
+        return shot
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    yield Page(context.new_page())
+    context.close()
+
+
+def photo(words: bytes = b"") -> bytes:
+    return cv2.imencode(".jpg", drawing(3, 96))[1].tobytes() + words
+
+
+def sound(seconds: float) -> bytes:
+    """A tone as stereo WAV at 44.1 kHz."""
+    tone = np.sin(np.arange(int(44_100 * seconds)) * 0.05) * 8000
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((2, 2, 44_100, 0, "NONE", ""))
+        file.writeframes(np.repeat(tone.astype("<i2"), 2).tobytes())
+    return buffer.getvalue()
+
+
+def give(page: Any, kind: str, data: bytes, name: str, mime: str) -> None:
+    """Let a file fall onto the page, or paste it, as a person does: by a real DataTransfer."""
+    page.evaluate(
+        """([kind, text, name, mime]) => {
+            const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+            const carried = new DataTransfer();
+            carried.items.add(new File([bytes], name, { type: mime }));
+            const options = { bubbles: true, cancelable: true };
+            if (kind === "paste") {
+                document.body.dispatchEvent(new ClipboardEvent("paste", { ...options, clipboardData: carried }));
+            } else {
+                for (const step of ["dragenter", "dragover", "drop"]) {
+                    document.body.dispatchEvent(new DragEvent(step, { ...options, dataTransfer: carried }));
+                }
+            }
+        }""",
+        [kind, base64.b64encode(data).decode(), name, mime],
+    )
+
+
+def test_start_moves_the_face_and_stop_stills_it(serve: Serve, page: Page) -> None:
+    with serve() as server:
+        web = page.open(server.url)
+        web.get_by_role("button", name="Start").click()
+        page.until("document.getElementById('pill-text').textContent.startsWith('Live')")
+        first = page.mouth()
+        assert until(lambda: page.mouth() != first, WAIT_S)
+        meter = web.get_by_role("meter", name="Level")
+        assert until(lambda: meter.get_attribute("aria-valuenow") == "-18", WAIT_S)
+        web.get_by_role("button", name="Stop").click()
+        page.until("document.getElementById('pill-text').textContent === 'Paused'")
+
+        def still() -> bool:
+            before = page.mouth()
+            web.wait_for_timeout(300)
+            return page.mouth() == before
+
+        assert until(still, WAIT_S)
+        web.get_by_role("button", name="Clear").click()
+        assert until(lambda: ["clear", None] in server.calls(), WAIT_S)
+        assert [name for name, _ in server.calls()] == ["start", "stop", "clear"]
+        assert page.complaints == []
+
+
+@pytest.mark.parametrize("way", ["button", "drop", "paste"])
+def test_a_photo_comes_in(serve: Serve, page: Page, way: str) -> None:
+    with serve() as server:
+        web = page.open(server.url)
+        data = photo(b"three faces")
+        if way == "button":
+            web.set_input_files("#photo", {"name": "me.jpg", "mimeType": "image/jpeg", "buffer": data})
+        else:
+            give(web, way, data, "me.jpg", "image/jpeg")
+        web.get_by_text("Your photo is ready.").wait_for()
+        assert server.calls() == [["upload", [len(data), 0, None]]]
+        assert web.locator("#dropping").is_hidden()
+        web.get_by_role("button", name="Face 3").click()
+        page.until("document.querySelectorAll('.chip')[2].getAttribute('aria-pressed') === 'true'")
+        assert server.calls()[-1] == ["face", 2]
+        assert page.complaints == []
+
+
+def test_words_of_the_server_are_shown(serve: Serve, page: Page) -> None:
+    with serve("nomic=1", "down=inference") as server:
+        web = page.open(server.url)
+        status = web.get_by_role("status")
+        assert "No microphone was found" in status.inner_text()
+        assert web.get_by_label("Microphone").is_disabled()
+        assert "not answering" in web.locator("[data-name=inference]").inner_text()
+        give(web, "drop", photo(b"no face"), "wall.jpg", "image/jpeg")
+        web.get_by_text("There is no face in this photo.").wait_for()
+        give(web, "drop", b"words", "notes.txt", "text/plain")
+        web.get_by_text("This is not a JPEG, PNG or WebP picture").wait_for()
+        give(web, "drop", photo(bytes(11_000_000)), "big.jpg", "image/jpeg")
+        web.get_by_text("larger than 10 MB").wait_for()
+        # The browser itself notes each answer that is a 4xx; nothing else may be there.
+        assert [c for c in page.complaints if "status of 4" not in c] == []
+
+
+def test_own_sound_file_is_spoken(serve: Serve, page: Page) -> None:
+    with serve() as server:
+        web = page.open(server.url)
+        web.get_by_text("My own sound file").click()
+        choose = web.locator("#sound")
+        choose.set_input_files({"name": "talk.wav", "mimeType": "audio/wav", "buffer": sound(1.5)})
+        web.get_by_text("Speaking “talk.wav” (2 s).").wait_for()
+        assert server.calls() == [["speak", 24_000]]
+        choose.set_input_files({"name": "broken.mp3", "mimeType": "audio/mpeg", "buffer": b"no sound at all"})
+        web.get_by_text("This browser cannot read the sound in “broken.mp3”").wait_for()
+        assert page.complaints == []
+
+
+def test_keyboard_alone_is_enough(serve: Serve, page: Page) -> None:
+    with serve() as server:
+        web = page.open(server.url)
+        seen = set()
+        for _ in range(20):
+            web.keyboard.press("Tab")
+            seen.add(
+                web.evaluate("document.activeElement.id || document.activeElement.value || document.activeElement.href")
+            )
+        assert {"start", "clear", "photo", "demo"} <= seen
+        web.focus("#start")
+        web.keyboard.press("Enter")
+        assert until(lambda: ["start", None] in server.calls(), WAIT_S)
+
+
+def test_picture_comes_back_after_the_server_was_gone(serve: Serve, page: Page) -> None:
+    with serve() as server:
+        web = page.open(server.url)
+        port = int(server.url.rstrip("/").rsplit(":", 1)[1])
+        assert server.stop() == 0
+        page.until("document.getElementById('pill-text').textContent.startsWith('Reconnecting')")
+    with serve(port=port) as server:
+        page.until("document.getElementById('pill-text').textContent === 'Paused'")
+        assert until(lambda: len(server.told()["viewers"]) == 1, WAIT_S)
+        page.until("document.getElementById('picture').naturalWidth > 0")
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_phone_needs_no_sideways_scrolling(server: Server, browser: Any, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    web = Page(context.new_page()).open(server.url)
+    assert web.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_forms_work_without_scripts(serve: Serve, browser: Any) -> None:
+    with serve() as server:
+        context = browser.new_context(java_script_enabled=False)
+        web = context.new_page()
+        web.goto(server.url, wait_until="commit")
+        web.get_by_role("button", name="Start").click()
+        assert until(lambda: ["start", None] in server.calls(), WAIT_S)
+        web.set_input_files("#photo", {"name": "me.jpg", "mimeType": "image/jpeg", "buffer": photo()})
+        web.get_by_role("button", name="Send it").click()
+        assert until(lambda: any(name == "upload" for name, _ in server.calls()), WAIT_S)
+        context.close()
