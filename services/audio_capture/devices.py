@@ -111,7 +111,7 @@ def recorder_environment() -> dict[str, str]:
 
 
 def microphone_words() -> str:
-    """Name the microphone that would be taken by default, for the status page; `missing: ` and what to do without one."""
+    """Name the microphone that would be taken by default; without one `missing: ` and what to do."""
     try:
         devices = list_devices()
     except DeviceError as error:

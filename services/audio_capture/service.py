@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import secrets
+import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -54,8 +55,7 @@ class AudioCapture:
         self._tally = tally
         self._open: dict[str, _Open] = {}
         self._early: deque[Pcm] = deque(maxlen=MOST_EARLY)
-        self._prober = ThreadPoolExecutor(1, thread_name_prefix="devices")
-        self._probe: Future[str] | None = None
+        self._probe: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._probe_due_s = time.monotonic()
         self.info: dict[str, str] = {}
         bus.publishes("audio", "beat")
@@ -184,13 +184,14 @@ class AudioCapture:
 
     def _look_for_microphone(self, now_s: float) -> None:
         """Keep `info["microphone"]` true: at the start and, while there is none, now and then."""
-        if self._probe is not None and self._probe.done():
-            self.info["microphone"] = self._probe.result()
-            self._probe = None
+        if not self._probe.empty():
+            self.info["microphone"] = self._probe.get()
             missing = self.info["microphone"].startswith("missing:")
             self._probe_due_s = now_s + (PROBE_S if missing else float("inf"))
-        elif self._probe is None and now_s >= self._probe_due_s:
-            self._probe = self._prober.submit(microphone_words)
+        elif now_s >= self._probe_due_s:
+            self._probe_due_s = float("inf")
+            # A thread that the end of the process need not wait for: PortAudio may take seconds to answer.
+            threading.Thread(target=lambda: self._probe.put(microphone_words()), daemon=True).start()
 
     def gauges(self) -> dict[str, float]:
         """Present values for the beat."""
@@ -198,6 +199,5 @@ class AudioCapture:
 
     def close(self) -> None:
         """Close all sources."""
-        self._prober.shutdown(wait=False, cancel_futures=True)
         for name in list(self._open):
             self._close(name)

@@ -246,6 +246,6 @@ def test_an_absent_device_is_named(tmp_path: Path) -> None:
 
 def test_unknown_choices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="training or inference"):
-        Wav2LipEngine(save(tmp_path), alignment="live")
+        Wav2LipEngine(save(tmp_path), alignment="live")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="auto, f32"):
-        Wav2LipEngine(save(tmp_path), precision="int8")
+        Wav2LipEngine(save(tmp_path), precision="int8")  # type: ignore[arg-type]
