@@ -100,6 +100,7 @@ class Stage:
         faulthandler.cancel_dump_traceback_later()
         self._streamer.close()
         self._bus.close()
+        self._log.info("stopped")
 
     # ---- Control
 
@@ -177,7 +178,7 @@ class Stage:
         """End the streams and the bus."""
         self.frames.close()
         self._stopping.set()
-        self._thread.join(0.5)
+        self._thread.join(1.0)
 
     # ---- inside
 
@@ -260,7 +261,7 @@ class Stage:
         notices = []
         health = self._streamer.health
         running = self._streamer.book.state.running
-        if now_s - self._began_s > 5.0:  # noqa: PLR2004  # at the start nobody has beaten yet
+        if now_s - self._began_s > 5.0:  # at the start nobody has beaten yet
             notices += [
                 f"The service {service.name} does not answer; it is being started again. Its log says why."
                 for service in services

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import socket
@@ -28,10 +29,10 @@ def shown(stack: Stack) -> float:
 
 
 def moves(stack: Stack) -> bool:
-    """Whether the mouth moves: more frames are shown now than a moment ago."""
+    """Whether the mouth moves: more frames are shown now than a moment ago. The demo speech has pauses of up to 2 s."""
     try:
         before = shown(stack)
-        until(lambda: shown(stack) > before + 5, 2.5, "frames")
+        until(lambda: not before <= shown(stack) <= before + 5, 4.0, "frames")
     except (OSError, TimeoutError):
         return False
     return True
@@ -63,7 +64,7 @@ def test_a_killed_service_comes_back_and_the_stream_stays_open(service: str, sta
         stop.set()
         viewer.join(10)
     assert not viewer.is_alive()
-    assert max(late - early for early, late in zip(came[:-1], came[1:], strict=True)) < 1.5, "the stream stood still"
+    assert max(late - early for early, late in itertools.pairwise(came)) < 1.5, "the stream stood still"
 
 
 def alone(stack: Stack, service: str, old: set[int]) -> bool:
@@ -184,18 +185,11 @@ def mic(stack: Stack) -> dict[str, object]:
 
 def preflight(**variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/preflight"]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env={"PATH": "/usr/bin", **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {"PATH": "/usr/bin", **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_busy_port_and_an_unknown_setting_are_named_before_anything_starts(tmp_path: Path):
+def test_a_busy_port_and_an_unknown_setting_are_named_at_once():
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import wave
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,10 @@ def test_start_moves_the_face_and_stop_stills_it(serve: Serve, page: Page) -> No
         assert page.complaints == []
 
 
+def _last_call_is(server: Server, wanted: list[Any]) -> bool:
+    return server.calls()[-1:] == [wanted]
+
+
 def test_a_photo_comes_in_by_button_drop_and_paste(serve: Serve, page: Page) -> None:
     with serve() as server:
         web = page.open(server.url)
@@ -128,7 +133,7 @@ def test_a_photo_comes_in_by_button_drop_and_paste(serve: Serve, page: Page) -> 
             else:
                 give(web, way, data, "me.jpg", "image/jpeg")
             wanted = ["upload", [len(data), 0, None]]
-            assert until(lambda wanted=wanted: server.calls()[-1:] == [wanted], WAIT_S), way
+            assert until(functools.partial(_last_call_is, server, wanted), WAIT_S), way
             web.get_by_text("Your photo is ready.").wait_for()
             assert web.locator("#dropping").is_hidden()
             data += b"."
@@ -185,7 +190,7 @@ def test_keyboard_alone_is_enough(serve: Serve, page: Page) -> None:
 
 def test_picture_comes_back_after_the_server_was_gone(serve: Serve, page: Page) -> None:
     with serve() as server:
-        web = page.open(server.url)
+        page.open(server.url)
         port = int(server.url.rstrip("/").rsplit(":", 1)[1])
         assert server.stop() == 0
         page.until("document.getElementById('pill-text').textContent.startsWith('Reconnecting')")

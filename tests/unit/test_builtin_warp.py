@@ -1,0 +1,245 @@
+"""Motion to picture, and the engine as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from services.face_prep.face import FaceMaker
+from services.face_prep.landmarks import FaceMesh, Landmarks
+from services.inference.builtin import drive, mouth, warp
+from services.inference.builtin.basis import STABLE, BasisError, MotionBasis, similarity
+from services.inference.builtin.drive import Motion
+from services.inference.builtin.engine import MODELS, BuiltinEngine
+from services.inference.engine import Drive, Rendered
+from services.mel_features.mel import MEL_FLOOR
+from shared.messages import Face
+from tests import budgets
+
+FACE_MODELS = Path(__file__).resolve().parents[2] / "models" / "face"
+REST = Motion(0, 0, 0, 0)
+OPEN = Motion(0.2, 0, 0.02, 0)
+SHAPES = (Motion(0.06, 0.07, 0.01, 0), Motion(0.07, -0.16, 0, 0), Motion(0, 0, 0, 0.02), Motion(0.28, -0.02, 0.03, 0))
+
+
+@pytest.fixture(scope="module")
+def engine() -> BuiltinEngine:
+    return BuiltinEngine()
+
+
+@pytest.fixture(scope="module")
+def smiling() -> Face:
+    """A woman who smiles with her teeth."""
+    photo = np.ascontiguousarray(skimage.data.astronaut()[:300, 80:380, ::-1])
+    ok, data = cv2.imencode(".png", cv2.resize(photo, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC))
+    assert ok
+    return FaceMaker(FACE_MODELS).make("smiling", data.tobytes())
+
+
+@pytest.fixture(scope="module")
+def drawn(engine: BuiltinEngine) -> Face:
+    """The mean face of the basis as a plain drawing with closed lips: nothing but landmarks, a mask and a line."""
+    size, unit = 512, 110.0
+    landmarks = engine._basis.mean * np.float32(unit) + np.array([256, 170, 0], np.float32)
+    upper, lower = list(warp.UPPER_LINE), list(warp.LOWER_LINE)
+    landmarks[upper] = landmarks[lower] = (landmarks[upper] + landmarks[lower]) / 2
+    grain = np.random.default_rng(5).normal(0, 4, (size, size, 3))
+    photo = np.clip(np.array([130, 160, 205]) + cv2.GaussianBlur(grain, (0, 0), 1.5) * 3, 0, 255).astype(np.uint8)
+    lips = np.round(landmarks[list(warp.OUTER_LINE), :2]).astype(np.int32)
+    cv2.fillPoly(photo, [lips], (90, 90, 180), cv2.LINE_AA)
+    cv2.polylines(photo, [np.round(landmarks[upper, :2]).astype(np.int32)], False, (40, 40, 80), 2, cv2.LINE_AA)
+    mask = np.zeros((size, size), np.uint8)
+    centre = (256, int(170 + 1.25 * unit))
+    cv2.ellipse(mask, centre, (int(1.0 * unit), int(1.0 * unit)), 0, 0, 360, 255, -1)
+    mask = cv2.GaussianBlur(cv2.erode(mask, np.ones((25, 25), np.uint8)), (0, 0), 6)
+    y, x = (int(np.flatnonzero(mask.any(axis=axis))[0]) for axis in (1, 0))
+    y2, x2 = (int(np.flatnonzero(mask.any(axis=axis))[-1]) + 1 for axis in (1, 0))
+    return Face(
+        face="drawn",
+        index=0,
+        box=(140, 100, 370, 390),
+        mask_x=x,
+        mask_y=y,
+        photo=photo,
+        landmarks=landmarks.astype(np.float32),
+        mask=np.ascontiguousarray(mask[y:y2, x:x2]),
+        boxes=np.array([[140, 100, 370, 390]], np.float32),
+    )
+
+
+def laid(face: Face, rendered: Rendered) -> np.ndarray:
+    picture = face.photo.copy()
+    height, width = rendered.mask.shape
+    view = picture[rendered.y : rendered.y + height, rendered.x : rendered.x + width]
+    share = rendered.mask[..., None] / 255.0
+    view[:] = np.round(rendered.image * share + view * (1 - share)).astype(np.uint8)
+    return picture
+
+
+def measured_gap(face: Face, picture: np.ndarray, mesh: FaceMesh) -> float:
+    """Distance of the inner lips by FaceMesh, eye distances."""
+    found = Landmarks(face.landmarks, 1.0)
+    for _ in range(3):
+        found = mesh.refined(picture, found)
+    eyes = np.linalg.norm(found.points[[33, 133], :2].mean(axis=0) - found.points[[263, 362], :2].mean(axis=0))
+    return float(np.linalg.norm(found.points[13, :2] - found.points[14, :2]) / eyes)
+
+
+def test_patch_is_soft_at_its_border_and_leaves_the_rest(engine: BuiltinEngine, drawn: Face):
+    state = engine.prepare(drawn)
+    for motion in SHAPES:
+        rendered = engine.posed(state, motion)
+        assert rendered.image.shape == (*rendered.mask.shape, 3)
+        assert not rendered.mask[[0, -1]].any()
+        assert not rendered.mask[:, [0, -1]].any()
+        moved = np.abs(laid(drawn, rendered).astype(int) - drawn.photo).max(axis=2)
+        outside = np.ones(drawn.photo.shape[:2], bool)
+        height, width = drawn.mask.shape
+        outside[drawn.mask_y : drawn.mask_y + height, drawn.mask_x : drawn.mask_x + width] = drawn.mask == 0
+        assert not moved[outside].any()
+        assert moved.max() > 20
+
+
+def test_closed_lips_at_rest_are_the_photo(engine: BuiltinEngine, drawn: Face):
+    state = engine.prepare(drawn)
+    assert np.array_equal(laid(drawn, engine.posed(state, REST)), drawn.photo)
+
+
+def test_rest_closes_a_smile_and_opening_opens_it(engine: BuiltinEngine, smiling: Face):
+    state, mesh = engine.prepare(smiling), FaceMesh(FACE_MODELS)
+    assert measured_gap(smiling, smiling.photo, mesh) > 2 * budgets.BUILTIN_REST_GAP
+    assert measured_gap(smiling, laid(smiling, engine.posed(state, REST)), mesh) <= budgets.BUILTIN_REST_GAP
+    assert measured_gap(smiling, laid(smiling, engine.posed(state, OPEN)), mesh) >= budgets.BUILTIN_OPENED_GAP
+
+
+def test_opening_is_as_wide_as_told(engine: BuiltinEngine, drawn: Face):
+    state = engine.prepare(drawn)
+    upper, lower = state.upper, state.lower
+    gap = lower.line_moves[0] - upper.line_moves[0]
+    assert 0.75 <= float((gap @ state.down).max() / state.unit) <= 1.1
+    assert np.abs(gap[[0, -1]]).max() < 0.12 * state.unit  # the corners stay together
+
+
+def test_upper_teeth_do_not_move_with_the_mouth(engine: BuiltinEngine, smiling: Face):
+    interior = engine.prepare(smiling).interior
+    assert interior.skull_share.max() > 0.9  # her own teeth
+    height, width = interior.skull_share.shape
+    part = (0, 0, width, height)
+    rim = np.zeros((height, width), np.float32)
+    near = interior.shown(np.array([0, 5], np.float32), rim, part)
+    far = interior.shown(np.array([0, 30], np.float32), rim, part)
+    teeth = interior.skull_share > 0.999
+    assert np.array_equal(near[teeth], far[teeth])
+    assert (near != far).any()  # while the jaw goes
+
+
+def test_painted_teeth_keep_their_light_and_place(engine: BuiltinEngine, drawn: Face):
+    interior = engine.prepare(drawn).interior
+    teeth = interior.skull_share > 0.99
+    assert teeth.any()
+    blue, green, red = np.median(interior.skull[teeth], axis=0)
+    assert red > green > blue  # ivory, not grey
+    luma = interior.skull[teeth] @ mouth.LUMA
+    skin = drawn.photo[300, 200] @ mouth.LUMA
+    assert 0.6 * skin < np.median(luma) < 1.4 * skin
+
+
+def test_batch_of_two_faces_is_two_single_renders(engine: BuiltinEngine, drawn: Face, smiling: Face):
+    rng = np.random.default_rng(1)
+    length = engine.window.length
+    drives = [Drive(rng.uniform(-3, 1, (80, length)).astype(np.float32), 1.0) for _ in range(2)]
+    states = [engine.prepare(drawn), engine.prepare(smiling)]
+    batch = engine.render(states, drives)
+    for state, each, rendered in zip(states, drives, batch, strict=True):
+        (single,) = engine.render([state], [each])
+        assert (single.x, single.y) == (rendered.x, rendered.y)
+        assert np.array_equal(single.image, rendered.image)
+        assert np.array_equal(single.mask, rendered.mask)
+    assert not np.array_equal(batch[0].image, states[0].rest)
+
+
+def test_silence_is_exactly_the_rest_patch(engine: BuiltinEngine, smiling: Face):
+    state = engine.prepare(smiling)
+    silence = np.full((80, engine.window.length), MEL_FLOOR, np.float32)
+    loud = np.full((80, engine.window.length), 1.0, np.float32)
+    for quiet in (Drive(silence, 1.0), Drive(silence, 0.0), Drive(loud, 0.0)):
+        assert np.array_equal(engine.render([state], [quiet])[0].image, state.rest)
+
+
+def test_two_engines_agree(drawn: Face):
+    first, second = BuiltinEngine(), BuiltinEngine()
+    for motion in SHAPES:
+        one, other = first.posed(first.prepare(drawn), motion), second.posed(second.prepare(drawn), motion)
+        assert np.array_equal(one.image, other.image)
+
+
+@pytest.mark.parametrize("shift", [(-250, 0), (0, 190), (150, 150)])
+def test_face_at_the_edge_of_the_photo(engine: BuiltinEngine, drawn: Face, shift: tuple[int, int]):
+    """Half of the mask lies beyond the photo."""
+    x, y = max(0, shift[0]) or 0, max(0, shift[1]) or 0
+    left, top = max(0, -shift[0]), max(0, -shift[1])
+    height, width = drawn.photo.shape[:2]
+    photo = np.ascontiguousarray(drawn.photo[top : height - y, left : width - x])
+    mask_x, mask_y = drawn.mask_x - left, drawn.mask_y - top
+    cut = drawn.mask[max(0, -mask_y) : photo.shape[0] - mask_y, max(0, -mask_x) : photo.shape[1] - mask_x]
+    face = Face(
+        face="edge",
+        index=0,
+        box=drawn.box,
+        mask_x=max(0, mask_x),
+        mask_y=max(0, mask_y),
+        photo=photo,
+        landmarks=drawn.landmarks - np.array([left, top, 0], np.float32),
+        mask=np.ascontiguousarray(cut),
+        boxes=drawn.boxes,
+    )
+    state = engine.prepare(face)
+    for motion in SHAPES:
+        rendered = engine.posed(state, motion)
+        assert rendered.image.shape[:2] == cut.shape
+        assert not rendered.mask[[0, -1]].any()
+
+
+def test_pose_is_found(engine: BuiltinEngine):
+    mean = engine._basis.mean
+    angle = np.radians(25)
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]], np.float32)
+    pose = engine._basis.pose((80 * mean @ turn.T + np.array([200, 150, 0])).astype(np.float32))
+    assert pose.scale == pytest.approx(80, rel=1e-3)
+    np.testing.assert_allclose(pose.rotation, turn, atol=1e-3)
+    np.testing.assert_allclose(pose.shift[:2], [200, 150], atol=0.1)
+    same = similarity(mean[list(STABLE)], mean[list(STABLE)])
+    np.testing.assert_allclose(same.rotation, np.eye(3), atol=1e-5)
+
+
+def test_basis_means_what_it_says():
+    basis = MotionBasis.load(MODELS)
+    opened, widened, raised, pressed = basis.axes
+    assert opened[14, 1] == pytest.approx(1.0, abs=0.1)
+    assert abs(opened[13, 1]) < 0.1
+    assert 0.3 < opened[152, 1] < 1.0  # the chin goes along
+    assert widened[291, 0] - widened[61, 0] == pytest.approx(1.0, abs=0.1)
+    assert raised[13, 1] == pytest.approx(-1.0, abs=0.1)
+    assert (pressed[17, 1] - pressed[0, 1]) - (pressed[14, 1] - pressed[13, 1]) == pytest.approx(-1.0, abs=0.2)
+    assert np.abs(basis.axes[:, [33, 263, 10, 151]]).max() < 0.35
+    assert drive.REST.coefficients.shape == (len(basis.axes),)
+
+
+def test_missing_or_broken_basis_says_what_to_do(tmp_path: Path):
+    with pytest.raises(BasisError, match="make_motion_basis"):
+        BuiltinEngine(tmp_path)
+    (tmp_path / "motion.npz").write_bytes(b"no zip")
+    with pytest.raises(BasisError, match="restore it"):
+        BuiltinEngine(tmp_path)
+    np.savez(tmp_path / "motion.npz", mean=np.zeros((3, 3)), axes=np.zeros((1, 3, 3)), names=np.array(["x"]))
+    with pytest.raises(BasisError, match="another version"):
+        BuiltinEngine(tmp_path)
+
+
+def test_as_many_states_as_drives(engine: BuiltinEngine):
+    with pytest.raises(ValueError, match="argument"):
+        engine.render([], [Drive(np.zeros((80, engine.window.length), np.float32), 1.0)])
