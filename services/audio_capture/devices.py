@@ -115,7 +115,7 @@ def microphone_words() -> str:
     try:
         devices = list_devices()
     except DeviceError as error:
-        return f"missing: {error}"
+        return f"missing: {error} Take the demo speech or your own sound file meanwhile."
     if not devices:
         return "missing: No microphone was found. Plug one in, or take the demo speech or your own sound file."
     return next((device.name for device in devices if device.default), devices[0].name)
