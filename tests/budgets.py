@@ -142,5 +142,15 @@ BUILTIN_REST_GAP: Final = 0.06
 """gap of the lips at rest measured by FaceMesh on a photo that shows teeth, eye distances"""
 BUILTIN_OPENED_GAP: Final = 0.15
 """the same, of a mouth that is told to open by 0.2"""
-BUILTIN_TEETH_SHIFT_PX: Final = 0.0
-"""how far the upper teeth move when the mouth opens"""
+BUILTIN_SMALL_CHANGE: Final = 1.5
+"""mean change of grey levels of a patch when the mouth moves by 0.002 eye distances"""
+BUILTIN_REST_CHANGE: Final = 9.0
+"""mean difference of a patch at rest from the photo of a smile, both blurred, grey levels"""
+PAGE_WAIT_MS: Final = 20_000
+MOUTH_CHANGE: Final = 4.0
+"""mean difference of the mouth between two screenshots of a speaking face, of 255"""
+MOUTH_STILL: Final = 0.5
+
+# playout
+PLAYOUT_MARGIN_S: Final = 0.045
+"""how much later than the slowest of its frames the picture may be shown: one frame's time and a little"""

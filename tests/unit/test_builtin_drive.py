@@ -17,7 +17,7 @@ Pcm = npt.NDArray[np.int16]
 
 
 def spoken(text: str) -> Pcm:
-    return (spoken_by("espeak-ng", RATE_HZ, text) * 32767).astype(np.int16)
+    return np.asarray(spoken_by("espeak-ng", RATE_HZ, text) * 32767, np.int16)
 
 
 def motions(pcm: Pcm) -> list[drive.Motion]:
@@ -32,7 +32,7 @@ def motions(pcm: Pcm) -> list[drive.Motion]:
 def levels_db(pcm: Pcm) -> np.ndarray:
     """Loudness of each 10 ms, dB of full scale."""
     pieces = pcm[: len(pcm) // 160 * 160].reshape(-1, 160) / 32768.0
-    return 20 * np.log10(np.sqrt((pieces**2).mean(axis=1)) + 1e-5)
+    return np.asarray(20 * np.log10(np.sqrt((pieces**2).mean(axis=1)) + 1e-5))
 
 
 @pytest.fixture(scope="module")

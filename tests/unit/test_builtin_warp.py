@@ -35,7 +35,8 @@ def engine() -> BuiltinEngine:
 def smiling() -> Face:
     """A woman who smiles with her teeth."""
     photo = np.ascontiguousarray(skimage.data.astronaut()[:300, 80:380, ::-1])
-    ok, data = cv2.imencode(".png", cv2.resize(photo, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC))
+    large = np.asarray(cv2.resize(photo, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
+    ok, data = cv2.imencode(".png", large)
     assert ok
     return FaceMaker(FACE_MODELS).make("smiling", data.tobytes())
 
@@ -52,10 +53,10 @@ def drawn(engine: BuiltinEngine) -> Face:
     lips = np.round(landmarks[list(warp.OUTER_LINE), :2]).astype(np.int32)
     cv2.fillPoly(photo, [lips], (90, 90, 180), cv2.LINE_AA)
     cv2.polylines(photo, [np.round(landmarks[upper, :2]).astype(np.int32)], False, (40, 40, 80), 2, cv2.LINE_AA)
-    mask = np.zeros((size, size), np.uint8)
+    disc = np.zeros((size, size), np.uint8)
     centre = (256, int(170 + 1.25 * unit))
-    cv2.ellipse(mask, centre, (int(1.0 * unit), int(1.0 * unit)), 0, 0, 360, 255, -1)
-    mask = cv2.GaussianBlur(cv2.erode(mask, np.ones((25, 25), np.uint8)), (0, 0), 6)
+    cv2.ellipse(disc, centre, (int(1.0 * unit), int(1.0 * unit)), 0, 0, 360, 255, -1)
+    mask = np.asarray(cv2.GaussianBlur(cv2.erode(disc, np.ones((25, 25), np.uint8)), (0, 0), 6), np.uint8)
     y, x = (int(np.flatnonzero(mask.any(axis=axis))[0]) for axis in (1, 0))
     y2, x2 = (int(np.flatnonzero(mask.any(axis=axis))[-1]) + 1 for axis in (1, 0))
     return Face(
@@ -114,6 +115,17 @@ def test_rest_closes_a_smile_and_opening_opens_it(engine: BuiltinEngine, smiling
     assert measured_gap(smiling, smiling.photo, mesh) > 2 * budgets.BUILTIN_REST_GAP
     assert measured_gap(smiling, laid(smiling, engine.posed(state, REST)), mesh) <= budgets.BUILTIN_REST_GAP
     assert measured_gap(smiling, laid(smiling, engine.posed(state, OPEN)), mesh) >= budgets.BUILTIN_OPENED_GAP
+
+
+def test_small_motion_changes_the_picture_little(engine: BuiltinEngine, smiling: Face, drawn: Face):
+    for face in (smiling, drawn):
+        state = engine.prepare(face)
+        near = engine.posed(state, Motion(0.002, 0.002, 0, 0)).image.astype(int)
+        assert np.abs(near - state.rest).mean() <= budgets.BUILTIN_SMALL_CHANGE
+        # Rest moves the lips of a smile, but the chin and the cheeks stay what they are.
+        patch = face.photo[state.y : state.y + state.mask.shape[0], state.x : state.x + state.mask.shape[1]]
+        rest = cv2.GaussianBlur(state.rest, (0, 0), 4).astype(int) - cv2.GaussianBlur(patch, (0, 0), 4)
+        assert np.abs(rest).mean() <= budgets.BUILTIN_REST_CHANGE
 
 
 def test_opening_is_as_wide_as_told(engine: BuiltinEngine, drawn: Face):
