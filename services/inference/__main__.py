@@ -12,7 +12,6 @@ from services.inference.builtin.basis import BasisError
 from services.inference.builtin.engine import BuiltinEngine
 from services.inference.engine import Engine
 from services.inference.service import Inference
-from services.inference.wav2lip.engine import Wav2LipEngine
 from shared.bus import Bus
 from shared.service import Startup, Tally, main
 from shared.settings import Settings
@@ -26,6 +25,8 @@ def build(settings: Settings, bus: Bus, tally: Tally) -> Inference:
     engine: Engine[Any]
     try:
         if wav2lip:
+            from services.inference.wav2lip.engine import Wav2LipEngine  # noqa: PLC0415  # OpenVINO only where it is used
+
             engine = Wav2LipEngine(settings.wav2lip_path, settings.device, alignment=settings.alignment)
         else:
             engine = BuiltinEngine(settings.models_path / "builtin")

@@ -1,0 +1,88 @@
+"""The few OpenCV calls that the engine is made of, with types that hold."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Floats",
+    "Pixels",
+    "blurred",
+    "bytes_of",
+    "floats",
+    "mixed",
+    "nearest",
+    "sampled",
+    "sampled_field",
+    "shifted",
+]
+
+Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+NO_MAP: Final[Any] = None
+"""OpenCV's type stubs know no call of remap with a single map, which it documents and takes."""
+
+
+def floats(values: Any) -> Floats:
+    """As float32, without a copy where it is that already."""
+    return np.asarray(values, np.float32)
+
+
+def bytes_of(values: Any) -> Pixels:
+    """As uint8, rounded and clipped to 0..255."""
+    return np.clip(np.asarray(values) + 0.5, 0, 255).astype(np.uint8)
+
+
+def mixed(over: Pixels, under: Pixels, share: Floats) -> Pixels:
+    """Lay one picture over another, (h, w, 3), by its share of each pixel, (h, w), 0..1."""
+    return np.asarray(cv2.blendLinear(over, under, share, 1 - share), np.uint8)
+
+
+def sampled(picture: Pixels, places: Floats) -> Pixels:
+    """Read a picture at places, (h, w, 2) px; its edge goes on for ever."""
+    return np.asarray(
+        cv2.remap(picture, places, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
+        np.uint8,
+    )
+
+
+def sampled_field(field: Floats, places: Floats) -> Floats:
+    """Read a field at places, (h, w, 2) in its own elements; its edge goes on for ever."""
+    return floats(cv2.remap(field, places, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+
+
+def blurred(values: Floats, sigma: float) -> Floats:
+    """Gaussian blur, px."""
+    return floats(cv2.GaussianBlur(values, (0, 0), sigma))
+
+
+def shifted(values: npt.NDArray[Any], x: float, y: float, size: tuple[int, int], *, extend: bool) -> npt.NDArray[Any]:
+    """Move a picture by parts of a pixel into one of another size (width, height).
+
+    Args:
+        values: (h, w) or (h, w, 3).
+        x: px to the right.
+        y: px down.
+        size: width and height of the result.
+        extend: whether its edge goes on for ever; else there is 0.
+    """
+    border = cv2.BORDER_REPLICATE if extend else cv2.BORDER_CONSTANT
+    return np.asarray(cv2.warpAffine(values, np.array([[1, 0, x], [0, 1, y]], np.float32), size, borderMode=border))
+
+
+def nearest(picture: Pixels, known: npt.NDArray[np.bool_]) -> Pixels:
+    """Give each pixel the colour of the nearest known one; the picture itself where none is known."""
+    if not known.any():
+        return picture
+    _, labels = cv2.distanceTransformWithLabels(
+        (~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    labels = np.asarray(labels)
+    colours = np.zeros((int(labels.max()) + 1, 3), np.uint8)
+    colours[labels[known]] = picture[known]
+    return np.asarray(colours[labels], np.uint8)
