@@ -23,7 +23,7 @@ from shared.messages import Beat
 from shared.settings import Settings, SettingsError, load, redacted
 from shared.topics import ServiceName
 
-__all__ = ["EXIT_FAILED", "EXIT_USAGE", "Loop", "Service", "Startup", "Tally", "main", "open_log"]
+__all__ = ["EXIT_FAILED", "EXIT_USAGE", "Loop", "Service", "Startup", "Tally", "configured", "main"]
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -177,19 +177,31 @@ def open_log(service: str, level: str) -> logging.Logger:
     return logging.getLogger(service)
 
 
-def main(name: ServiceName, build: Callable[[Settings, Bus, Tally], Service]) -> int:
-    """Run a service until SIGTERM or SIGINT.
+def configured(name: ServiceName) -> tuple[Settings, logging.Logger]:
+    """Read the settings and open the log.
 
-    Returns:
-        0 after a signal, `EXIT_USAGE` for a wrong setting, `EXIT_FAILED` when it cannot start or go on.
+    Raises:
+        SystemExit: a setting is wrong; it was said, the code is `EXIT_USAGE`.
     """
-    faulthandler.enable()
     try:
         settings = load()
     except SettingsError as error:
         sys.stdout.write(f"{name}: {error}\n")
-        return EXIT_USAGE
-    log = open_log(name, settings.log_level)
+        raise SystemExit(EXIT_USAGE) from None
+    return settings, open_log(name, settings.log_level)
+
+
+def main(name: ServiceName, build: Callable[[Settings, Bus, Tally], Service]) -> int:
+    """Run a service until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a signal, `EXIT_FAILED` when it cannot start.
+
+    Raises:
+        SystemExit: a setting is wrong.
+    """
+    faulthandler.enable()
+    settings, log = configured(name)
     wake, waker = socket.socketpair()
     stopping = False
 

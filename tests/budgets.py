@@ -154,3 +154,7 @@ MOUTH_STILL: Final = 0.5
 # playout
 PLAYOUT_MARGIN_S: Final = 0.045
 """how much later than the slowest of its frames the picture may be shown: one frame's time and a little"""
+
+# the house
+MAIN_LINES: Final = 41
+"""of a service's __main__.py"""

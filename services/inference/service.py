@@ -7,7 +7,9 @@ import time
 from collections import OrderedDict, deque
 from typing import Any, Final, Literal
 
-from services.inference.engine import Drive, Engine
+import numpy as np
+
+from services.inference.engine import Drive, Engine, Rendered
 from shared.bus import Bus, Delivery, Event
 from shared.messages import Credit, Face, Patch, SessionState, Work
 from shared.service import Tally
@@ -33,7 +35,7 @@ class Inference:
         self._queue: deque[tuple[Work, float]] = deque()
         self._states: OrderedDict[str, Any] = OrderedDict()
         self._wanted: OrderedDict[str, None] = OrderedDict()
-        self._epochs: dict[str, int] = {}
+        self._sessions: dict[str, SessionState] = {}
         self._done = -1
         self._credit_due_s = 0.0
         self._render_ms = 0.0
@@ -50,7 +52,7 @@ class Inference:
             case Work() as work:
                 self._queue.append((work, time.monotonic()))
             case SessionState() as state:
-                self._epochs[state.session] = state.epoch
+                self._sessions[state.session] = state
                 self._want(state.face)
             case Face() as face:
                 self._prepare(face)
@@ -72,7 +74,8 @@ class Inference:
         while self._queue and len(batch) < BATCH:
             work, came_s = self._queue.popleft()
             self._done = max(self._done, work.seq)
-            if work.epoch < self._epochs.get(work.session, 0):
+            told = self._sessions.get(work.session)
+            if told is not None and work.epoch < told.epoch:
                 self._tally.count("dropped_epoch")
             elif (now_s - came_s) * 1000.0 > work.budget_ms:
                 self._tally.drop("dropped_late")
@@ -96,23 +99,44 @@ class Inference:
         self._tally.count("frames", len(batch))
         self._tally.count("render_seconds", took_ms / 1000.0)
         for work, picture in zip(batch, rendered, strict=True):
-            self._bus.send(
-                "patch",
-                Patch(
-                    session=work.session,
-                    epoch=work.epoch,
-                    frame=work.frame,
-                    face=work.face,
-                    worker=self._worker,
-                    rest=work.gain == 0.0,
-                    x=picture.x,
-                    y=picture.y,
-                    captured_ns=work.captured_ns,
-                    render_ms=min(took_ms, 60_000.0),
-                    image=picture.image,
-                    mask=picture.mask,
-                ),
+            self._send_patch(
+                work.session,
+                work.epoch,
+                work.frame,
+                work.face,
+                work.captured_ns,
+                took_ms,
+                picture,
+                rest=work.gain == 0.0,
             )
+
+    def _send_patch(
+        self,
+        session: str,
+        epoch: int,
+        frame: int,
+        face: str,
+        captured_ns: int,
+        took_ms: float,
+        picture: Rendered,
+        *,
+        rest: bool,
+    ) -> None:
+        patch = Patch(
+            session=session,
+            epoch=epoch,
+            frame=frame,
+            face=face,
+            worker=self._worker,
+            rest=rest,
+            x=picture.x,
+            y=picture.y,
+            captured_ns=captured_ns,
+            render_ms=min(took_ms, 60_000.0),
+            image=picture.image,
+            mask=picture.mask,
+        )
+        self._bus.send("patch", patch)
 
     def _want(self, face: str) -> None:
         """Subscribe to a face; face_prep answers a subscription with the face."""
@@ -136,9 +160,18 @@ class Inference:
         except ValueError as error:
             self._tally.drop("face_unfit", f"this engine cannot move the face: {error}")
             return
+        self._tell_rest(face.face)
         self._tally.count("faces_prepared")
         self.info["faces"] = " ".join(self._states)
         self._tally.count("prepare_seconds", time.perf_counter() - began_s)
+
+    def _tell_rest(self, face: str) -> None:
+        """Send the mouth at rest as soon as the face is there, so that it is closed before the first word."""
+        silence = np.full((80, self._engine.window.length), -4.0, np.float32)
+        (picture,) = self._engine.render([self._states[face]], [Drive(mel=silence, gain=0.0)])
+        for session, shown in self._sessions.items():
+            if shown.face == face:
+                self._send_patch(session, shown.epoch, 0, face, 0, 0.0, picture, rest=True)
 
     def _tell_credit(self) -> None:
         window = self._engine.window

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 from services.streamer.photos import Photos
 from services.streamer.server import PortTakenError, serve
 from services.streamer.stage import Stage
-from shared.service import EXIT_FAILED, EXIT_USAGE, open_log
-from shared.settings import SettingsError, load, redacted
+from shared.service import EXIT_FAILED, configured
+from shared.settings import redacted
 
 DEMO_FACE = Path(__file__).parent.parent / "face_prep" / "assets" / "demo_face.png"
 
 
 def run() -> int:
     """Serve until a signal."""
-    try:
-        settings = load()
-    except SettingsError as error:
-        sys.stdout.write(f"streamer: {error}\n")
-        return EXIT_USAGE
-    log = open_log("streamer", settings.log_level)
-    logging.getLogger("services").setLevel(settings.log_level)
+    settings, log = configured("streamer")
     try:
         serve(
             settings.host,

@@ -7,19 +7,20 @@ from typing import Final
 
 import numpy as np
 
-from shared.clock import FRAME_RATE_HZ, MediaClock, sample_of
+from shared.clock import FRAME_RATE_HZ, FRAME_SAMPLES, MediaClock, sample_of
 from shared.messages import Patch
 
 __all__ = ["Playout"]
 
 
 class Playout:
-    """Frame i is due `delay` after its first sample is here; at that moment it is shown or skipped.
+    """Frame i is due `delay` after its first sample is here; what is due at a tick of the screen is shown.
 
-    The delay follows the engine: it rises to what nearly all of the newest frames needed plus a margin, at most
-    `RISE_S` a frame, and falls by a share of what it is too long, at most `FALL_S` a frame: a fifth faster than life. A frame that comes after its moment is dropped and counted, the picture
-    before it is held. When the frames of a speaking mouth stop coming (a worker died), the mouth is let go to rest
-    after `HOLD_S`.
+    The screen ticks 25 times a second, its phase drawn towards the moments at which frames fall due by at most a
+    hundredth of a frame each time, so that the rate stays. The delay follows the engine: it rises to what nearly all
+    of the newest frames needed plus a margin, and falls again when less would do; a change of it shows as a frame held
+    or left out. A frame that comes after its moment is dropped and counted, the picture before it is held. When the
+    frames of a speaking mouth stop coming (a worker died), the mouth is let go to rest after `HOLD_S`.
     """
 
     LEAST_S: Final = 0.02
@@ -27,8 +28,11 @@ class Playout:
     MARGIN_S: Final = 0.010
     QUANTILE: Final = 0.97
     RISE_S: Final = 0.008
-    FALL_S: Final = 0.008
+    """most that the delay rises in a frame"""
     FALL_SHARE: Final = 0.03
+    """share of what it is too long by which it falls in a frame"""
+    PULL_S: Final = 0.01 / FRAME_RATE_HZ
+    """most by which a tick is moved"""
     HOLD_S: Final = 0.4
     WAITING: Final = 64
     """most frames that wait to be shown"""
@@ -39,7 +43,8 @@ class Playout:
         self.delay_s = 0.16
         self._lags: deque[float] = deque(maxlen=75)
         self._waiting: dict[int, Patch] = {}
-        self._next: int | None = None
+        self._last = -1
+        """number of the last frame whose moment came"""
         self._shown: Patch | None = None
         self._shown_s = float("-inf")
 
@@ -51,7 +56,7 @@ class Playout:
         """Take a frame; too late is dropped and counted."""
         if self.clock.started:
             self._lags.append(now_s - self.clock.time_of(sample_of(patch.frame)))
-        if self._next is not None and patch.frame < self._next:
+        if patch.frame <= self._last:
             self.counters["late"] += 1
             return
         if patch.frame in self._waiting:
@@ -62,32 +67,30 @@ class Playout:
             del self._waiting[min(self._waiting)]
             self.counters["overflow"] += 1
 
-    def due_s(self, now_s: float) -> float:
-        """When the next frame is due, monotonic seconds; without sound, a frame's time from now."""
+    def next_tick_s(self, tick_s: float) -> float:
+        """When the screen ticks after a tick, monotonic seconds."""
+        next_s = tick_s + 1.0 / FRAME_RATE_HZ
         if not self.clock.started:
-            return now_s + 1.0 / FRAME_RATE_HZ
-        return self.clock.time_of(sample_of(self._following(now_s))) + self.delay_s
-
-    def _following(self, now_s: float) -> int:
-        """Number of the next frame to show: never one that lies behind, and after a jump the present one."""
-        present = int(np.floor((self.clock.sample_at(now_s - self.delay_s)) / sample_of(1)))
-        if self._next is None or abs(self._next - present) > 5:
-            self._next = max(0, present) if self._next is None else max(self._next, present)
-        return self._next
+            return next_s
+        # Just behind a moment at which a frame falls due is the best place to be.
+        phase = (self.clock.sample_at(next_s - self.delay_s) / FRAME_SAMPLES - 0.05) % 1.0
+        early_s = (phase if phase < 0.5 else phase - 1.0) / FRAME_RATE_HZ
+        return next_s - min(self.PULL_S, max(-self.PULL_S, early_s))
 
     def take(self, now_s: float) -> Patch | None:
-        """Give the patch to show now; to be called at each `due_s`. None: the face at rest, without a patch."""
+        """Give the patch to show from a tick on. None: the face at rest, without a patch."""
         if self.clock.started:
-            frame = self._following(now_s)
-            self._next = frame + 1
-            for stale in [number for number in self._waiting if number < frame]:
-                del self._waiting[stale]
-                self.counters["skipped"] += 1
-            patch = self._waiting.pop(frame, None)
-            if patch is not None:
-                self._shown, self._shown_s = patch, now_s
-                self.counters["shown"] += 1
-            elif self._shown is not None and not self._shown.rest:
+            self._last = max(self._last, int(self.clock.sample_at(now_s - self.delay_s) // FRAME_SAMPLES))
+            due = [number for number in self._waiting if number <= self._last]
+            newest = max(due, default=-1)
+            for number in due:
+                patch = self._waiting.pop(number)
+                if number < newest:
+                    self.counters["skipped"] += 1
+                else:
+                    self._shown, self._shown_s = patch, now_s
+                    self.counters["shown"] += 1
+            if newest < self._last and self._shown is not None and not self._shown.rest:
                 self.counters["held"] += 1
             self._adapt()
         if self._shown is not None and not self._shown.rest and now_s - self._shown_s > self.HOLD_S:
@@ -99,6 +102,5 @@ class Playout:
         if not self._lags:
             return
         wanted = float(np.quantile(self._lags, self.QUANTILE)) + self.MARGIN_S
-        wanted = min(self.MOST_S, max(self.LEAST_S, wanted))
-        error_s = wanted - self.delay_s
-        self.delay_s += min(self.RISE_S, error_s) if error_s > 0 else max(-self.FALL_S, error_s * self.FALL_SHARE)
+        error_s = min(self.MOST_S, max(self.LEAST_S, wanted)) - self.delay_s
+        self.delay_s += min(self.RISE_S, error_s) if error_s > 0 else error_s * self.FALL_SHARE

@@ -20,13 +20,14 @@ from services.streamer.photos import Photos
 from services.streamer.playout import Playout
 from services.streamer.sessions import SessionBook
 from shared.bus import Bus, Delivery, Event, Ready
-from shared.clock import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from shared.clock import SAMPLE_RATE_HZ, sample_of
 from shared.messages import Audio, Beat, Face, FaceProblem, Gap, Patch, Pcm
 from shared.service import Tally
 
 __all__ = ["Streamer"]
 
-FRAME_S: Final = 1.0 / FRAME_RATE_HZ
+MOST_BEHIND_S: Final = 0.1
+"""ticks of the screen that lie further back are left out"""
 STILL_S: Final = 1.0
 """how often a picture that does not move is sent"""
 TELL_S: Final = 1.0
@@ -67,6 +68,7 @@ class Streamer:
         self._looked_at = ""
         self._told_s = float("-inf")
         self._published_s = float("-inf")
+        self._tick_s = float("-inf")
         self._heard_s = float("-inf")
         self._speech: list[Pcm] = []
         self._push_due_s = 0.0
@@ -139,13 +141,13 @@ class Streamer:
 
     def _take(self, patch: Patch) -> None:
         state = self.book.state
+        if patch.rest and patch.face == state.face:
+            self._rest = patch  # the mouth at rest is the same in every epoch
         if patch.session != state.session or patch.epoch != state.epoch or not state.running:
             self._tally.count("patch_epoch")
         elif patch.face != state.face:
             self._tally.count("patch_face")
         else:
-            if patch.rest:
-                self._rest = patch
             self.playout.push(patch, time.monotonic())
 
     def _face_came(self, answer: Face | FaceProblem) -> None:
@@ -227,27 +229,27 @@ class Streamer:
         """Whether the source has told all it has and none is on its way."""
         if self._speech or self.book.state.source == "mic":
             return False
-        return self.health.info("audio_capture", "source_state") in {"ended", "waiting", "failed"}
+        state = self.health.info("audio_capture", "source_state")
+        return state == "ended" or (state == "waiting" and self.book.state.source == "network")
 
     def _show(self, now_s: float) -> float:
-        """Publish what is due; give the time at which the next is."""
+        """Publish what is due; give the time at which the next is: 25 a second while it runs, else one."""
         if not self.book.state.running:
             if now_s - self._published_s >= STILL_S:
                 self._publish(now_s)
             return self._published_s + STILL_S
-        due_s = self.playout.due_s(now_s) if self.playout.clock.started else self._published_s + FRAME_S
-        if now_s >= due_s:
+        if now_s >= self._tick_s:
+            if now_s - self._tick_s > MOST_BEHIND_S:  # it was stopped, or the machine slept: no burst of old ticks
+                self._tick_s = now_s
             patch = self.playout.take(now_s) or self._rest
             if patch is not self._patch:
                 self._renew(patch)
-                if patch is not None and patch.captured_ns and not patch.rest:
+                if patch is not None and not patch.rest:
                     lag_ms = now_s * 1000.0 - patch.captured_ns / 1e6
                     self.latency_ms = lag_ms if self.latency_ms is None else 0.95 * self.latency_ms + 0.05 * lag_ms
             self._publish(now_s)
-            due_s = self.playout.due_s(now_s)
-        elif now_s - self._published_s >= 1.5 * FRAME_S:  # the time line waits; the stream does not
-            self._publish(now_s)
-        return min(due_s, self._published_s + 1.5 * FRAME_S)
+            self._tick_s = self.playout.next_tick_s(self._tick_s)
+        return self._tick_s
 
     def _renew(self, patch: Patch | None) -> None:
         """Make the picture to publish from here on."""
@@ -256,7 +258,7 @@ class Streamer:
         self._frame = Frame(
             seq=self._frame.seq + 1,
             image=picture,
-            media_time=patch.frame * 640 if patch else 0,
+            media_time=sample_of(patch.frame) if patch else 0,
             epoch=self.book.state.epoch,
         )
 

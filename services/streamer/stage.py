@@ -7,13 +7,13 @@ import logging
 import os
 import threading
 import time
-from http import HTTPStatus
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from services.streamer.control import FaceStatus, Service, SourceChoice, Status, UploadError
+from services.streamer.control import FaceStatus, Service, SourceChoice, Status
 from services.streamer.metrics import exposition
 from services.streamer.mjpeg import FrameHub
 from services.streamer.photos import Photos
@@ -109,28 +109,15 @@ class Stage:
         return self._status
 
     def upload(self, data: bytes, index: int, box: tuple[int, int, int, int] | None) -> str:
-        """Take a photo; face_prep looks at its pixels, here only size and signature are seen."""
-        if not data:
-            raise UploadError("The file is empty. Choose a JPEG, PNG or WebP photo.", HTTPStatus.BAD_REQUEST)
-        if len(data) > MOST_UPLOAD_BYTES:
-            raise UploadError(
-                "The photo is larger than 10 MB. Choose a smaller one.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-            )
-        webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-        if not (data[:3] == b"\xff\xd8\xff" or data[:8] == b"\x89PNG\r\n\x1a\n" or webp):
-            raise UploadError(
-                "This file is no JPEG, PNG or WebP picture, whatever its name says. Choose a photo of these kinds.",
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            )
+        """Take a photo that is one by its signature; face_prep looks at its pixels."""
 
         def show() -> str:
             face = self._streamer.photos.add(data, index, box)
             self._streamer.show_face(face)
             return face
 
-        face: str = self._streamer.command(show)
-        self._status = self._look()
-        return face
+        made: str = self._do(show)
+        return made
 
     def start(self, source: str | None) -> None:
         """Start talking."""
@@ -172,7 +159,8 @@ class Stage:
 
     def metrics(self) -> bytes:
         """Everything that is counted."""
-        return exposition(self._streamer.health, self.frames, time.monotonic())
+        text: bytes = self._streamer.command(lambda: exposition(self._streamer.health, self.frames, time.monotonic()))
+        return text
 
     def close(self) -> None:
         """End the streams and the bus."""
@@ -182,9 +170,15 @@ class Stage:
 
     # ---- inside
 
-    def _do(self, what: object) -> None:
-        self._streamer.command(what)  # type: ignore[arg-type]
-        self._status = self._look()
+    def _do(self, what: Callable[[], Any]) -> Any:
+        """Have the loop do something, and renew the status before anybody asks for it."""
+
+        def do() -> Any:
+            result = what()
+            self._status = self._look()
+            return result
+
+        return self._streamer.command(do)
 
     def _spec(self, source: str) -> str:
         """What a source's id on the page means."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -58,7 +60,7 @@ def test_a_killed_service_comes_back_and_the_stream_stays_open(service: str, sta
             assert pids
             for process in stack.processes(service)[:1]:
                 process.kill()
-            until(lambda old=pids: alone(stack, service, old), RECOVERY_S, f"{service} is back")
+            until(functools.partial(alone, stack, service, pids), RECOVERY_S, f"{service} is back")
             until(lambda: moves(stack), RECOVERY_S, f"the mouth moves after the end of {service}")
     finally:
         stop.set()
@@ -72,6 +74,10 @@ def alone(stack: Stack, service: str, old: set[int]) -> bool:
     return bool(now) and not now & old
 
 
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_killed_streamer_comes_back_with_its_session(stack: Stack, astronaut: bytes):
     code, answer = stack.upload(astronaut)
     assert code == 200
@@ -80,7 +86,7 @@ def test_a_killed_streamer_comes_back_with_its_session(stack: Stack, astronaut: 
     for whom in (0, -1, 0):  # the master, its worker
         victim = stack.processes("streamer")[whom]
         victim.kill()
-        until(lambda gone=victim: not gone.is_running(), 5, "its end")
+        until(functools.partial(ended, victim), 5, "its end")
         until(lambda: moves(stack), 2 * RECOVERY_S, "the stream goes on")
         status = stack.status()
         assert status["running"]
@@ -178,8 +184,8 @@ def test_no_microphone_is_said_and_nothing_ends(tmp_path: Path):
         assert until(lambda: moves(stack), RECOVERY_S, "the demo speech is heard instead")
 
 
-def mic(stack: Stack) -> dict[str, object]:
-    sources: list[dict[str, object]] = stack.status()["sources"]
+def mic(stack: Stack) -> dict[str, Any]:
+    sources: list[dict[str, Any]] = stack.status()["sources"]
     return next(source for source in sources if source["id"] == "mic")
 
 

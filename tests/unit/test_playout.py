@@ -7,7 +7,7 @@ import pytest
 
 from services.streamer.playout import Playout
 from shared.messages import Patch
-from tests.budgets import PLAYOUT_MARGIN_S
+from tests.budgets import PLAYOUT_MARGIN_S, STREAM_RATE_ERROR_HZ
 from tests.examples import EXAMPLES
 
 
@@ -26,7 +26,7 @@ class World:
         self.playout = Playout()
         self.lag_s = lag_s
         self.jitter_s = jitter_s
-        self.now_s = 100.0
+        self.now_s = self.tick_s = 100.0
         self.shown: list[tuple[float, int | None]] = []
         self._rng = np.random.default_rng(seed)
         self._coming: list[tuple[float, int]] = []
@@ -36,7 +36,6 @@ class World:
 
     def run(self, seconds: float) -> None:
         end_s = self.now_s + seconds
-        due_s = self.playout.due_s(self.now_s)
         while self.now_s < end_s:
             self.now_s += 0.001
             if self.now_s - 100.0 >= (self._sound + 320) / 16_000:
@@ -50,10 +49,10 @@ class World:
             for item in [item for item in self._coming if item[0] <= self.now_s]:
                 self._coming.remove(item)
                 self.playout.push(patch(item[1]), self.now_s)
-            if self.now_s >= due_s:
+            if self.now_s >= self.tick_s:
                 given = self.playout.take(self.now_s)
                 self.shown.append((self.now_s, given.frame if given else None))
-                due_s = self.playout.due_s(self.now_s)
+                self.tick_s = self.playout.next_tick_s(self.tick_s)
 
 
 @pytest.mark.parametrize(("lag_s", "jitter_s"), [(0.12, 0.0), (0.12, 0.05), (0.3, 0.02)])
@@ -78,6 +77,10 @@ def test_the_delay_falls_again_after_a_bad_moment():
     world.lag_s = 0.12
     world.run(10)
     assert world.playout.delay_s < 0.12 + PLAYOUT_MARGIN_S
+    ticks = np.array([at for at, _ in world.shown])
+    for begin in np.arange(101, 110):
+        seen = ((ticks >= begin) & (ticks < begin + 10)).sum()
+        assert seen / 10 == pytest.approx(25, abs=STREAM_RATE_ERROR_HZ), "whatever the delay does, the rate stays"
 
 
 def test_a_late_frame_is_dropped_and_counted():
@@ -124,5 +127,5 @@ def test_it_holds_a_bounded_number():
 
 def test_without_sound_the_stream_keeps_time():
     playout = Playout()
-    assert playout.due_s(50.0) == pytest.approx(50.04)
+    assert playout.next_tick_s(50.0) == pytest.approx(50.04)
     assert playout.take(50.04) is None
