@@ -158,3 +158,9 @@ PLAYOUT_MARGIN_S: Final = 0.045
 # the house
 MAIN_LINES: Final = 41
 """of a service's __main__.py"""
+
+CALM_S: Final = 0.15
+"""a machine that stood still for longer has measured nothing"""
+CALM_TRIES: Final = 3
+STREAM_STILL_S: Final = 1.5
+"""longest time without a frame while another service is killed"""

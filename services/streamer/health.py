@@ -72,5 +72,5 @@ class Health:
         pulses = self.of(service)
         return pulses[0].beat.info.get(name, "") if pulses else ""
 
-    def __iter__(self) -> Iterator[tuple[str, list[Pulse]]]:
-        return iter([(service, self.of(service)) for service in SERVICES])
+    def __iter__(self) -> Iterator[Pulse]:
+        return (pulse for service in SERVICES for pulse in self.of(service))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from services.streamer.health import Health
+from services.streamer.health import Pulse
 
 if TYPE_CHECKING:
     from services.streamer.mjpeg import FrameHub
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["exposition"]
 
 
-def exposition(health: Health, hub: FrameHub, now_s: float) -> bytes:
+def exposition(pulses: Sequence[Pulse], hub: FrameHub, now_s: float) -> bytes:
     """Write everything that is counted.
 
     Args:
-        health: the beats.
+        pulses: the newest beat of every process.
         hub: the viewers.
         now_s: monotonic time.
 
@@ -31,13 +31,13 @@ def exposition(health: Health, hub: FrameHub, now_s: float) -> bytes:
         the Prometheus text format 0.0.4.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(health, hub, now_s))
+    registry.register(_Snapshot(pulses, hub, now_s))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    def __init__(self, health: Health, hub: FrameHub, now_s: float) -> None:
-        self._health = health
+    def __init__(self, pulses: Sequence[Pulse], hub: FrameHub, now_s: float) -> None:
+        self._pulses = pulses
         self._hub = hub
         self._now_s = now_s
 
@@ -49,24 +49,23 @@ class _Snapshot(Collector):
         uptime = GaugeMetricFamily("mouthpiece_uptime_seconds", "Time since the start", labels=labels)
         counters: dict[str, CounterMetricFamily] = {}
         gauges: dict[str, GaugeMetricFamily] = {}
-        for service, pulses in self._health:
-            for pulse in pulses:
-                beat = pulse.beat
-                who = [service, beat.instance]
-                up.add_metric(who, float(pulse.alive(self._now_s)))
-                memory.add_metric(who, float(beat.rss_bytes))
-                cpu.add_metric(who, beat.cpu_s)
-                uptime.add_metric(who, beat.uptime_s)
-                for name, value in beat.counters.items():
-                    family = counters.setdefault(
-                        name, CounterMetricFamily(f"mouthpiece_{_safe(name)}", f"Total of {name}", labels=labels)
-                    )
-                    family.add_metric(who, value)
-                for name, value in beat.gauges.items():
-                    gauge = gauges.setdefault(
-                        name, GaugeMetricFamily(f"mouthpiece_now_{_safe(name)}", f"Present {name}", labels=labels)
-                    )
-                    gauge.add_metric(who, value)
+        for pulse in self._pulses:
+            beat = pulse.beat
+            who = [beat.service, beat.instance]
+            up.add_metric(who, float(pulse.alive(self._now_s)))
+            memory.add_metric(who, float(beat.rss_bytes))
+            cpu.add_metric(who, beat.cpu_s)
+            uptime.add_metric(who, beat.uptime_s)
+            for name, value in beat.counters.items():
+                family = counters.setdefault(
+                    name, CounterMetricFamily(f"mouthpiece_{_safe(name)}", f"Total of {name}", labels=labels)
+                )
+                family.add_metric(who, value)
+            for name, value in beat.gauges.items():
+                gauge = gauges.setdefault(
+                    name, GaugeMetricFamily(f"mouthpiece_now_{_safe(name)}", f"Present {name}", labels=labels)
+                )
+                gauge.add_metric(who, value)
         viewers = GaugeMetricFamily("mouthpiece_viewer_rate_hz", "Frames a second of each viewer", labels=["viewer"])
         stats = self._hub.stats()
         for viewer in stats:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.streamer.control import FaceStatus, Service, SourceChoice, Status
+from services.streamer.health import Pulse
 from services.streamer.metrics import exposition
 from services.streamer.mjpeg import FrameHub
 from services.streamer.photos import Photos
@@ -159,8 +160,8 @@ class Stage:
 
     def metrics(self) -> bytes:
         """Everything that is counted."""
-        text: bytes = self._streamer.command(lambda: exposition(self._streamer.health, self.frames, time.monotonic()))
-        return text
+        pulses: list[Pulse] = self._streamer.command(lambda: list(self._streamer.health))
+        return exposition(pulses, self.frames, time.monotonic())
 
     def close(self) -> None:
         """End the streams and the bus."""

@@ -6,14 +6,17 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests.budgets import (
+    CALM_S,
+    CALM_TRIES,
     LIPS_CORRELATION,
     LIPS_LAG_S,
     LIPS_PAUSE_SHARE,
@@ -21,6 +24,7 @@ from tests.budgets import (
     STREAM_SECONDS,
 )
 from tests.pulse import Pulse, pulse
+from tests.rig.calm import Calm
 from tests.rig.ear import Ear
 from tests.rig.lips import follow, loudness, openings
 from tests.rig.stack import Stack, until
@@ -30,53 +34,83 @@ from tests.rig.voices import RATE_HZ, paused_speech, write_wav
 __all__ = ["pulse"]
 
 
-@contextmanager
-def ffmpeg_reading(stack: Stack) -> Iterator[None]:
-    """Have real ffmpeg read ten seconds of the stream meanwhile: 25 frames a second, no decode error."""
-    command = ["ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "error", "-stats_period", "0.2", "-progress", "-"]
-    command += ["-f", "mpjpeg", "-i", stack.url + "/video_feed", "-t", str(STREAM_SECONDS), "-f", "null", "-"]
-    told: list[tuple[float, int]] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+class FfmpegReader:
+    """Real ffmpeg reading ten seconds of the stream in the background."""
 
-        def listen() -> None:
-            assert reader.stdout is not None
-            for line in reader.stdout:
-                if line.startswith("frame="):
-                    told.append((time.monotonic(), int(line.removeprefix("frame="))))
+    def __init__(self, url: str) -> None:
+        command = ["ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "error", "-stats_period", "0.2", "-progress", "-"]
+        command += ["-f", "mpjpeg", "-i", url + "/video_feed", "-t", str(STREAM_SECONDS), "-f", "null", "-"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._told: list[tuple[float, int]] = []
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+        self.errors = ""
 
-        listener = threading.Thread(target=listen)
-        listener.start()
-        try:
-            yield
-        finally:
-            assert reader.stderr is not None
-            listener.join(3 * STREAM_SECONDS)
-            reader.kill() if listener.is_alive() else None
-            errors = reader.stderr.read()
-            listener.join()
-    assert reader.returncode == 0, errors
-    assert not errors.strip(), errors
-    assert told[-1][1] == 25 * STREAM_SECONDS
-    times, counts = np.array(told[2:]).T  # the first reports hold what piled up while ffmpeg looked at the format
-    assert np.polyfit(times, counts, 1)[0] == pytest.approx(25.0, abs=STREAM_RATE_ERROR_HZ)
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("frame="):
+                self._told.append((time.monotonic(), int(line.removeprefix("frame="))))
+
+    def finish(self) -> None:
+        """Wait for its end."""
+        self._thread.join(3 * STREAM_SECONDS)
+        if self._thread.is_alive():
+            self._process.kill()
+        _, self.errors = self._process.communicate()
+        self._thread.join()
+
+    def check(self) -> None:
+        """25 frames a second, no decode error."""
+        assert self._process.returncode == 0, self.errors
+        assert not self.errors.strip(), self.errors
+        assert self._told[-1][1] == 25 * STREAM_SECONDS
+        # The first reports hold what piled up while ffmpeg looked at the format.
+        times, counts = np.array(self._told[2:]).T
+        assert np.polyfit(times, counts, 1)[0] == pytest.approx(25.0, abs=STREAM_RATE_ERROR_HZ)
 
 
-def rate_of(shots: list[Shot]) -> float:
-    return (len(shots) - 1) / (shots[-1].at_s - shots[0].at_s)
+@dataclass(frozen=True)
+class Measured:
+    """What was seen, and what was heard meanwhile."""
+
+    shots: list[Shot]
+    sound_began_s: float
+    pcm: npt.NDArray[np.int16]
+    reader: FfmpegReader
+
+    def check(self) -> None:
+        self.reader.check()
+        times = np.array([shot.at_s for shot in self.shots])
+        assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(25.0, abs=STREAM_RATE_ERROR_HZ)
+        opening = openings([picture(shot) for shot in self.shots])
+        result = follow(loudness(self.pcm), self.sound_began_s, times, opening)
+        assert result.correlation >= LIPS_CORRELATION, result
+        assert result.lag_s <= LIPS_LAG_S, result
+        assert result.pause_share <= LIPS_PAUSE_SHARE, result
 
 
-def check_lips(shots: list[Shot], sound_began_s: float, pcm: np.ndarray) -> None:
-    times = np.array([shot.at_s for shot in shots])
-    opening = openings([picture(shot) for shot in shots])
-    result = follow(loudness(pcm), sound_began_s, times, opening)
-    assert result.correlation >= LIPS_CORRELATION, result
-    assert result.lag_s <= LIPS_LAG_S, result
-    assert result.pause_share <= LIPS_PAUSE_SHARE, result
+def on_a_calm_machine(measure: Callable[[], Measured]) -> Measured:
+    """Measure again if the whole machine stood still meanwhile, whatever the result was."""
+    for _ in range(CALM_TRIES):
+        with Calm() as calm:
+            measured = measure()
+        if calm.longest_s < CALM_S:
+            break
+    return measured
 
 
 def start(stack: Stack, source: str) -> None:
     status = stack.post("/requests", {"start": "Start", "source": source})
     assert status["running"]
+
+
+def holds_face(stack: Stack) -> bool:
+    """Whether a worker has prepared the face that is shown."""
+    status = stack.status()
+    services = {service["name"]: service for service in status["services"]}
+    held: str = services["inference"]["info"].get("faces", "")
+    return status["face"]["state"] == "ready" and status["face"]["id"] in held
 
 
 def test_from_a_file_at_25_frames_a_second(tmp_path: Path, astronaut: bytes):
@@ -85,25 +119,33 @@ def test_from_a_file_at_25_frames_a_second(tmp_path: Path, astronaut: bytes):
     face.write_bytes(astronaut)
     wav = write_wav(tmp_path / "voice.wav", pcm)
     settings = {"MOUTHPIECE_SOURCE": f"file:{wav}", "MOUTHPIECE_FACE": str(face), "MOUTHPIECE_AUTOSTART": "no"}
+
+    def measure() -> Measured:
+        start(stack, "file")
+        reader = FfmpegReader(stack.url)
+        shots = record(stack.url, len(pcm) / RATE_HZ)
+        reader.finish()
+        return Measured(shots, shots[0].at_s, pcm, reader)
+
     with Stack(tmp_path / "var", settings) as stack:
         until(lambda: holds_face(stack), 30, "the worker holds the face")
-        start(stack, "file")
-        with ffmpeg_reading(stack):
-            shots = record(stack.url, len(pcm) / RATE_HZ)
-    assert rate_of(shots) == pytest.approx(25.0, abs=STREAM_RATE_ERROR_HZ)
-    check_lips(shots, shots[0].at_s, pcm)
-
-
-def holds_face(stack: Stack) -> bool:
-    """Whether a worker has prepared the face that is shown."""
-    face = stack.status()["face"]["id"]
-    services = {service["name"]: service for service in stack.status()["services"]}
-    return face in services["inference"]["info"].get("faces", "")
+        measured = on_a_calm_machine(measure)
+    measured.check()
 
 
 @pytest.mark.parametrize("face", ["demo", "astronaut"])
 def test_through_a_microphone(face: str, tmp_path: Path, astronaut: bytes, pulse: Pulse):
     pcm = paused_speech("flite")
+
+    def measure() -> Measured:
+        with Ear(os.environ | pulse.environment) as ear:
+            player = pulse.play(pcm.tobytes(), RATE_HZ)
+            reader = FfmpegReader(stack.url)
+            shots = record(stack.url, len(pcm) / RATE_HZ + 1.0)
+            reader.finish()
+            assert player.wait(30) == 0
+        return Measured(shots, *ear.sound(), reader)
+
     with Stack(tmp_path / "var", {"MOUTHPIECE_SOURCE": "mic"}) as stack:
         if face == "astronaut":
             code, answer = stack.upload(astronaut)
@@ -112,11 +154,5 @@ def test_through_a_microphone(face: str, tmp_path: Path, astronaut: bytes, pulse
         assert not stack.status()["running"], "a microphone is not opened unasked"
         start(stack, "mic")
         until(lambda: stack.status()["level_db"] is not None, 20, "the microphone is heard")
-        with Ear(os.environ | pulse.environment) as ear:
-            player = pulse.play(pcm.tobytes(), RATE_HZ)
-            with ffmpeg_reading(stack):
-                shots = record(stack.url, len(pcm) / RATE_HZ + 1.0)
-            assert player.wait(30) == 0
-        began_s, heard = ear.sound()
-    assert rate_of(shots) == pytest.approx(25.0, abs=STREAM_RATE_ERROR_HZ)
-    check_lips(shots, began_s, heard)
+        measured = on_a_calm_machine(measure)
+    measured.check()

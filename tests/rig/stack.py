@@ -38,7 +38,7 @@ def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
             return answer
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {timeout_s} s")
-        _PAUSE.wait(0.02)
+        _PAUSE.wait(0.1)
 
 
 def free_ports(number: int) -> int:

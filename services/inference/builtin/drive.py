@@ -39,7 +39,7 @@ DIGITAL_SILENCE_DB: Final = -75.0
 """Quieter than any room: sound that was cut or has not begun says nothing of the noise."""
 
 # Motion, eye distances.
-OPEN_MOST: Final = 0.26
+OPEN_MOST: Final = 0.29
 WIDE_MOST: Final = 0.07
 NARROW_MOST: Final = 0.17
 RAISE_SHARE: Final = 0.12
