@@ -159,8 +159,9 @@ PLAYOUT_MARGIN_S: Final = 0.045
 MAIN_LINES: Final = 41
 """of a service's __main__.py"""
 
-CALM_S: Final = 0.15
+CALM_S: Final = 0.3
 """a machine that stood still for longer has measured nothing"""
-CALM_TRIES: Final = 3
+CALM_TRIES: Final = 4
 STREAM_STILL_S: Final = 1.5
 """longest time without a frame while another service is killed"""
+LEAK_WAIT_S: Final = 5.0

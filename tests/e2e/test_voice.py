@@ -6,7 +6,6 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,6 @@ import numpy.typing as npt
 import pytest
 
 from tests.budgets import (
-    CALM_S,
-    CALM_TRIES,
     LIPS_CORRELATION,
     LIPS_LAG_S,
     LIPS_PAUSE_SHARE,
@@ -24,7 +21,6 @@ from tests.budgets import (
     STREAM_SECONDS,
 )
 from tests.pulse import Pulse, pulse
-from tests.rig.calm import Calm
 from tests.rig.ear import Ear
 from tests.rig.lips import follow, loudness, openings
 from tests.rig.stack import Stack, until
@@ -90,16 +86,6 @@ class Measured:
         assert result.pause_share <= LIPS_PAUSE_SHARE, result
 
 
-def on_a_calm_machine(measure: Callable[[], Measured]) -> Measured:
-    """Measure again if the whole machine stood still meanwhile, whatever the result was."""
-    for _ in range(CALM_TRIES):
-        with Calm() as calm:
-            measured = measure()
-        if calm.longest_s < CALM_S:
-            break
-    return measured
-
-
 def start(stack: Stack, source: str) -> None:
     status = stack.post("/requests", {"start": "Start", "source": source})
     assert status["running"]
@@ -129,7 +115,7 @@ def test_from_a_file_at_25_frames_a_second(tmp_path: Path, astronaut: bytes):
 
     with Stack(tmp_path / "var", settings) as stack:
         until(lambda: holds_face(stack), 30, "the worker holds the face")
-        measured = on_a_calm_machine(measure)
+        measured = measure()
     measured.check()
 
 
@@ -154,5 +140,5 @@ def test_through_a_microphone(face: str, tmp_path: Path, astronaut: bytes, pulse
         assert not stack.status()["running"], "a microphone is not opened unasked"
         start(stack, "mic")
         until(lambda: stack.status()["level_db"] is not None, 20, "the microphone is heard")
-        measured = on_a_calm_machine(measure)
+        measured = measure()
     measured.check()

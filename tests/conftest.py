@@ -1,0 +1,65 @@
+"""For all tests: nothing is left behind, and the host's own pauses are not held against the project."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from _pytest.runner import runtestprotocol
+
+from tests.budgets import CALM_S, CALM_TRIES, LEAK_WAIT_S
+from tests.rig.calm import Calm
+from tests.rig.stack import ROOT, until
+
+REAL = ("process", "web", "e2e")
+"""folders whose tests run real programs in real time"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Try a test that failed again if the machine stood still meanwhile; on a calm machine a failure is one."""
+    if item.path.parent.name not in REAL:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for left in reversed(range(CALM_TRIES)):
+        with Calm() as calm:
+            reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        if not left or calm.longest_s < CALM_S or not any(report.failed for report in reports):
+            break
+        told = item.config.get_terminal_writer()
+        told.line(f"\n{item.nodeid}: failed while the machine stood still for {calm.longest_s:.2f} s; tried again")
+        item._initrequest()  # type: ignore[attr-defined]  # fresh fixtures, as pytest's own reruns make them
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A thread, child process or socket that a test leaves behind fails it."""
+    if request.node.path.parent.name not in REAL:
+        yield
+        return
+    before = _open()
+    yield
+    gc.collect()
+    until(lambda: not _open() - before, LEAK_WAIT_S, f"the end of what {request.node.name} started: {_open() - before}")
+
+
+def _open() -> set[Any]:
+    """Threads, direct child processes and listening or connected sockets of this process."""
+    own = psutil.Process()
+    children = {("process", child.pid) for child in own.children() if child.status() != psutil.STATUS_ZOMBIE}
+    threads = {("thread", thread.name) for thread in threading.enumerate() if thread.name != "calm"}
+    sockets = {("socket", str(c.laddr), str(c.raddr)) for c in own.net_connections() if c.status != "TIME_WAIT"}
+    return children | threads | sockets
+
+
+def pytest_report_header() -> str:
+    """Say where it runs."""
+    return f"project: {ROOT.name}, {psutil.cpu_count()} processors, load {psutil.getloadavg()[0]:.1f}"
