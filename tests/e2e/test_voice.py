@@ -79,8 +79,8 @@ class Measured:
         self.reader.check()
         times = np.array([shot.at_s for shot in self.shots])
         assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(25.0, abs=STREAM_RATE_ERROR_HZ)
-        opening = openings([picture(shot) for shot in self.shots])
-        result = follow(loudness(self.pcm), self.sound_began_s, times, opening)
+        opening = openings([picture(shot) for shot in self.shots[::2]])
+        result = follow(loudness(self.pcm), self.sound_began_s, times[::2], opening)
         assert result.correlation >= LIPS_CORRELATION, result
         assert result.lag_s <= LIPS_LAG_S, result
         assert result.pause_share <= LIPS_PAUSE_SHARE, result

@@ -100,8 +100,9 @@ def test_a_mouth_whose_worker_died_is_held_and_then_let_go():
     world.run(3)
     world.dead = True
     world.run(0.3)
-    assert world.shown[-1][1] is not None, "held"
+    held = world.shown[-1]
     world.run(1.0)
+    assert held[1] is not None
     assert world.shown[-1][1] is None, "let go"
     rate = sum(at > world.now_s - 1.0 for at, _ in world.shown)
     assert rate == pytest.approx(25, abs=1), "the stream goes on"
