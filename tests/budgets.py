@@ -119,6 +119,7 @@ STREAM_RATE_ERROR_HZ: Final = 0.5
 LIPS_CORRELATION: Final = 0.6
 LIPS_LAG_S: Final = 0.4
 LIPS_PAUSE_SHARE: Final = 0.15
+LIPS_SENTENCES: Final = 3
 RECOVERY_S: Final = 20.0
 """3 s and the load of a model, on a machine that does other things as well"""
 STOP_S: Final = 10.0
@@ -165,3 +166,5 @@ CALM_TRIES: Final = 4
 STREAM_STILL_S: Final = 1.5
 """longest time without a frame while another service is killed"""
 LEAK_WAIT_S: Final = 5.0
+STOLEN_S: Final = 1.0
+"""processor time taken away within a second over which a test that failed four times is not judged"""

@@ -17,6 +17,7 @@ from tests.budgets import (
     LIPS_CORRELATION,
     LIPS_LAG_S,
     LIPS_PAUSE_SHARE,
+    LIPS_SENTENCES,
     STREAM_RATE_ERROR_HZ,
     STREAM_SECONDS,
 )
@@ -100,7 +101,7 @@ def holds_face(stack: Stack) -> bool:
 
 
 def test_from_a_file_at_25_frames_a_second(tmp_path: Path, astronaut: bytes):
-    pcm = paused_speech("espeak-ng")
+    pcm = paused_speech("espeak-ng", LIPS_SENTENCES)
     face = tmp_path / "face.jpg"
     face.write_bytes(astronaut)
     wav = write_wav(tmp_path / "voice.wav", pcm)
@@ -121,7 +122,7 @@ def test_from_a_file_at_25_frames_a_second(tmp_path: Path, astronaut: bytes):
 
 @pytest.mark.parametrize("face", ["demo", "astronaut"])
 def test_through_a_microphone(face: str, tmp_path: Path, astronaut: bytes, pulse: Pulse):
-    pcm = paused_speech("flite")
+    pcm = paused_speech("flite", LIPS_SENTENCES)
 
     def measure() -> Measured:
         with Ear(os.environ | pulse.environment) as ear:

@@ -23,11 +23,11 @@ SENTENCES: Final = (
 )
 
 
-def paused_speech(synthesiser: str = "flite") -> npt.NDArray[np.int16]:
+def paused_speech(synthesiser: str = "flite", sentences: int = len(SENTENCES)) -> npt.NDArray[np.int16]:
     """Sentences with 1 s of silence before, between and after them; 16 kHz mono int16."""
     silence = np.zeros(RATE_HZ)
     pieces = [silence]
-    for sentence in SENTENCES:
+    for sentence in SENTENCES[:sentences]:
         spoken = speech(synthesiser, RATE_HZ, sentence)
         heard = np.flatnonzero(np.abs(spoken) > 0.005)
         pieces += [spoken[heard[0] : heard[-1]], silence]
