@@ -15,9 +15,6 @@ from services.face_prep.detector import FaceDetector
 from services.face_prep.landmarks import FaceMesh
 from tests.budgets import MOUTH_CHANGE, MOUTH_STILL, PAGE_WAIT_MS, RECOVERY_S
 from tests.rig.stack import ROOT, Stack, until
-from tests.web.conftest import browser
-
-__all__ = ["browser"]
 
 
 @pytest.fixture(scope="module")
