@@ -74,7 +74,7 @@ def _open() -> set[Any]:
     return children | threads | sockets
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real Chromium; without one the test is skipped, under CI it fails."""
     found = next(

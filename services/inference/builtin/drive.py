@@ -39,7 +39,7 @@ DIGITAL_SILENCE_DB: Final = -75.0
 """Quieter than any room: sound that was cut or has not begun says nothing of the noise."""
 
 # Motion, eye distances.
-OPEN_MOST: Final = 0.29
+OPEN_MOST: Final = 0.34
 WIDE_MOST: Final = 0.07
 NARROW_MOST: Final = 0.17
 RAISE_SHARE: Final = 0.12
@@ -127,7 +127,7 @@ def motion_of(mel: Floats, gain: float) -> Motion:
     noise = float(heard.min()) if heard.size else DIGITAL_SILENCE_DB
     closed = max(loudest - RANGE_DB, min(noise + NOISE_DB, loudest - 10))
     loudness = np.clip((voiced - closed) / (loudest - closed), 0, 1)
-    loudness = np.where(loudness > 0, loudness**1.15, 0)
+    loudness = np.where(loudness > 0, loudness**1.05, 0)
     if not loudness[AROUND].any():
         return REST
     # An open vowel has its energy above 550 Hz, a close one (/i/, /u/) and a nasal below 450 Hz.
