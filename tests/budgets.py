@@ -147,7 +147,7 @@ BUILTIN_SMALL_CHANGE: Final = 1.5
 """mean change of grey levels of a patch when the mouth moves by 0.002 eye distances"""
 BUILTIN_REST_CHANGE: Final = 9.0
 """mean difference of a patch at rest from the photo of a smile, both blurred, grey levels"""
-PAGE_WAIT_MS: Final = 20_000
+PAGE_WAIT_S: Final = 20.0
 MOUTH_CHANGE: Final = 4.0
 """mean difference of the mouth between two screenshots of a speaking face, of 255"""
 MOUTH_STILL: Final = 0.5
