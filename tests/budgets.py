@@ -166,5 +166,5 @@ CALM_TRIES: Final = 4
 STREAM_STILL_S: Final = 1.5
 """longest time without a frame while another service is killed"""
 LEAK_WAIT_S: Final = 5.0
-STOLEN_S: Final = 1.0
+STOLEN_S: Final = 0.5
 """processor time taken away within a second over which a test that failed four times is not judged"""

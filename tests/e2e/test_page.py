@@ -16,7 +16,6 @@ from services.face_prep.landmarks import FaceMesh
 from tests.budgets import MOUTH_CHANGE, MOUTH_STILL, PAGE_WAIT_S, RECOVERY_S
 from tests.rig.stack import ROOT, Stack, until
 
-
 # Evaluated by the debugger: the page's own content policy forbids waiting functions that are strings.
 PICTURE_IS_THERE = "() => document.querySelector('#picture').naturalWidth > 100"
 
