@@ -16,7 +16,10 @@ def face_id(data: bytes, index: int = 0, box: tuple[int, int, int, int] | None =
         box: x1, y1, x2, y2 given by hand, px; None when the face is searched.
 
     Returns:
-        32 hexadecimal digits of a SHA-256.
+        32 hexadecimal digits of a SHA-256. The leading word changes when faces come to be prepared otherwise, so that
+        stored ones are made anew.
     """
     choice = f"index={index}" if box is None else "box=" + ",".join(str(int(edge)) for edge in box)
-    return hashlib.sha256(hashlib.sha256(data).digest() + choice.encode()).hexdigest()[:32]
+    digest = hashlib.sha256(f"mouthpiece face 1|{choice}|".encode())
+    digest.update(data)
+    return digest.hexdigest()[:32]

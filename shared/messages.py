@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-SAMPLE_RATE_HZ: Final = 16_000
 HEADER_MAX_BYTES: Final = 64 * 1024
 ARRAY_LIMIT: Final = 4096
 """Most elements of any list or map in a header."""

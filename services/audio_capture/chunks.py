@@ -8,6 +8,8 @@ from typing import Final, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from shared.clock import CHUNK_SAMPLES, SAMPLE_RATE_HZ
+
 __all__ = [
     "CHUNK_SAMPLES",
     "NS_PER_SAMPLE",
@@ -20,9 +22,6 @@ __all__ = [
     "to_pcm16",
 ]
 
-SAMPLE_RATE_HZ: Final = 16_000
-CHUNK_SAMPLES: Final = 320
-"""20 ms"""
 NS_PER_SAMPLE: Final = 62_500
 """one sample at 16 kHz, ns"""
 

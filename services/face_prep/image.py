@@ -11,7 +11,6 @@ Sources: JPEG ISO/IEC 10918-1 B.1 (markers), PNG specification 5 and 11 (chunks)
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import struct
 import sys
@@ -25,7 +24,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "MIN_SIDE_PX", "Header", "ImageError", "decode", "face_id", "read_header", "turn"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MIN_SIDE_PX", "Header", "ImageError", "decode", "read_header", "turn"]
 
 MAX_BYTES: Final = 10 * 1024 * 1024
 MAX_PIXELS: Final = 16_000_000
@@ -72,24 +71,6 @@ class Header:
     def turned_size(self) -> tuple[int, int]:
         """Width and height once the orientation is applied, px."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
-
-
-def face_id(data: bytes, index: int, box: tuple[int, int, int, int] | None) -> str:
-    """Name a face by its content: the picture's bytes and the choices made with it.
-
-    Args:
-        data: the bytes of the file.
-        index: which face is wanted, largest first.
-        box: x1, y1, x2, y2 given by hand, px; None to search.
-
-    Returns:
-        the first 32 hex digits of a SHA-256. The leading word changes when faces come to be prepared otherwise, so that
-        stored ones are made anew.
-    """
-    choices = "search" if box is None else ",".join(str(int(edge)) for edge in box)
-    digest = hashlib.sha256(f"mouthpiece face 1|{int(index)}|{choices}|".encode())
-    digest.update(data)
-    return digest.hexdigest()[:32]
 
 
 def read_header(data: bytes) -> Header:

@@ -16,6 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from shared.clock import SAMPLE_RATE_HZ
+
 __all__ = [
     "HOP",
     "LONG_GAP_SAMPLES",
@@ -30,7 +32,6 @@ __all__ = [
     "whole_file",
 ]
 
-SAMPLE_RATE_HZ: Final = 16_000
 N_FFT: Final = 800
 HOP: Final = 200
 MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP

@@ -19,7 +19,8 @@ from werkzeug.exceptions import HTTPException
 from services.streamer.control import UploadError
 from services.streamer.guard import Refusal
 from services.streamer.line import TcpLine
-from services.streamer.mjpeg import CONTENT_TYPE, RUNGS, HubClosedError, TooManyViewersError, parts
+from services.streamer.mjpeg import CONTENT_TYPE, HubClosedError, TooManyViewersError, parts
+from shared.clock import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,7 +35,6 @@ MAX_PHOTO_BYTES: Final = 10 * 1024 * 1024
 MAX_WAV_BYTES: Final = 20 * 1024 * 1024
 MAX_FORM_BYTES: Final = 64 * 1024
 MAX_SPEECH_S: Final = 600
-SAMPLE_RATE_HZ: Final = 16_000
 SESSION: Final = "default"
 BODY_TIMEOUT_S: Final = 15.0
 """longest pause inside the body of a request"""
@@ -216,7 +216,7 @@ def create_app(control: Control, guard: Guard) -> Flask:
         frame = control.frames.latest()
         if frame is None:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "There is no picture yet. Try again in a second.")
-        jpeg = control.frames.jpeg(frame, RUNGS[0])
+        jpeg = control.frames.jpeg(frame, control.frames.rungs[0])
         headers = {**NO_STORE, "X-Frame": str(frame.seq), "X-Media-Time": str(frame.media_time)}
         return Response(jpeg, content_type="image/jpeg", headers=headers)
 

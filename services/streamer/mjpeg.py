@@ -202,15 +202,17 @@ class Viewer:
         """The counters."""
         since = time.monotonic() - RATE_WINDOW_S
         recent = sum(t > since for t in tuple(self._times))
-        quality = RUNGS[self.rung].quality
+        quality = self._hub.rungs[self.rung].quality
         return ViewerStats(self.id, self.sent, self.skipped, recent / RATE_WINDOW_S, quality, self.bytes_sent)
 
 
 class FrameHub:
     """Holds the newest frame and those who watch."""
 
-    def __init__(self, max_viewers: int = 64) -> None:
+    def __init__(self, max_viewers: int = 64, quality: int = RUNGS[0].quality) -> None:
         self.max_viewers = max_viewers
+        self.rungs = (Rung(quality, 1.0, 1.0), *RUNGS[1:])
+        """the ladder of this hub: its best rung has the quality asked for"""
         self.encodes = 0
         """JPEGs made so far"""
         self._changed = threading.Condition()
@@ -258,9 +260,9 @@ class FrameHub:
         with self._changed:
             known = dict(self._sizes)
         if not known:
-            return [0] * len(RUNGS)
+            return [0] * len(self.rungs)
         whole = next(size / rung.share for rung, size in known.items())
-        return [known.get(rung, round(whole * rung.share)) for rung in RUNGS]
+        return [known.get(rung, round(whole * rung.share)) for rung in self.rungs]
 
     @contextmanager
     def viewer(self) -> Iterator[Viewer]:
@@ -351,7 +353,7 @@ def parts(hub: FrameHub, viewer: Viewer, line: Line) -> Iterator[bytes]:
                 continue
             viewer.choose(line.rate, first=viewer.sent == 1)
             frame = published.frame
-            jpeg = hub.jpeg(frame, RUNGS[viewer.rung])
+            jpeg = hub.jpeg(frame, hub.rungs[viewer.rung])
             head = (
                 "Content-Type: image/jpeg\r\n"
                 f"Content-Length: {len(jpeg)}\r\n"

@@ -51,7 +51,7 @@ class Stage:
         self._settings = settings
         self._log = log
         self._began_s = time.monotonic()
-        self.frames = FrameHub(settings.max_viewers)
+        self.frames = FrameHub(settings.max_viewers, settings.jpeg_quality)
         self._bus = Bus("streamer", settings.bus_host, settings.bus_port)
         self._tally = Tally(log)
         face = photos.demo_id

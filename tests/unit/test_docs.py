@@ -37,3 +37,13 @@ def test_every_setting_stands_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     for name in Settings.__struct_fields__:
         assert f"MOUTHPIECE_{name.upper()}" in readme, name
+
+
+def test_every_setting_is_used():
+    code = (
+        "\n".join(path.read_text() for path in ROOT.glob("services/**/*.py")) + (ROOT / "shared/service.py").read_text()
+    )
+    indirect = {"autostart": "autostarts", "loop": "loops", "state_dir": "state_path", "models_dir": "models_path"}
+    for name in Settings.__struct_fields__:
+        word = indirect.get(name, "wav2lip_path" if name == "model" else name)
+        assert re.search(rf"settings\.{word}\b", code), name

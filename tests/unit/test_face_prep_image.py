@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 import skimage.data
 
-from services.face_prep.image import MAX_BYTES, ImageError, decode, face_id, read_header
+from services.face_prep.image import MAX_BYTES, ImageError, decode, read_header
+from shared.identity import face_id
 from tests import budgets
 
 Pixels = npt.NDArray[np.uint8]

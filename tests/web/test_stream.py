@@ -324,3 +324,15 @@ class TestServer:
             (stream,) = json.loads(probe.stdout)["streams"]
             assert (stream["codec_name"], stream["width"], stream["height"]) == ("mjpeg", 480, 480)
             assert int(stream["nb_read_packets"]) == 25
+
+
+def test_the_best_rung_has_the_quality_that_was_asked_for() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    sizes = []
+    for quality in (30, 60, 95):
+        hub = FrameHub(quality=quality)
+        assert hub.rungs[0].quality == quality
+        assert hub.rungs[1:] == RUNGS[1:]
+        sizes.append(len(hub.jpeg(Frame(0, image), hub.rungs[0])))
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == len(sizes)
