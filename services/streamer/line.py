@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import ipaddress
 import select
 import socket
 import struct
@@ -40,6 +39,16 @@ PACE: Final = 1.15
 """a line that is full gets a little less than it carries, so that what stands in its buffers drains"""
 SLOWEST: Final = 20 * 1024.0
 """bytes/s: no line is thought slower, or it could not show within seconds that it has become faster"""
+START: Final = (125e3, 500e3)
+"""bytes/s that a new line is taken to carry: if its viewer seems to read slowly, and if not"""
+FAST: Final = 4e6
+"""bytes/s from which a line is no longer new"""
+LAZY_S: Final = (0.03, 0.07)
+"""a near kernel whose program has read acknowledges at once; after this time it does so without: that proves nothing"""
+CROWDED: Final = 0.5
+"""share of the viewer's buffer: with less left in it, it is read too slowly"""
+WARY: Final = 0.75
+"""the same for a new line"""
 GROWTH: Final = 1.04
 """by which the rate of a line is taken to be better with each frame that it took with ease"""
 NEAR_US: Final = 5000
@@ -72,7 +81,6 @@ class TcpLine:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self.trusted = _is_loopback(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A pulled cable sends no FIN. This ends retransmissions; the stall rule below ends a reader that only sleeps.
@@ -80,6 +88,7 @@ class TcpLine:
         # A still picture is sent once a second: one that left would be noticed only at the second sending after that.
         self._hung_up = select.poll()
         self._hung_up.register(sock, select.POLLRDHUP)
+        self._near = True
         # For a frame that is larger than the send buffer: sendall() of the server waits no longer than this.
         sock.settimeout(STALL_S)
         now = time.monotonic()
@@ -93,6 +102,10 @@ class TcpLine:
         self._rose = False
         """whether the window has grown since the last probe: somebody reads"""
         self._rate: float | None = None
+        self._starting = True
+        """whether no frame has yet shown what the line carries"""
+        self._eager = 0
+        """frames in a row that were acknowledged at once, while starting"""
         self._probe_s = PROBE_S[0]
         self._size = 0
         """bytes of the last frame"""
@@ -136,7 +149,7 @@ class TcpLine:
         if not self._size:
             return True
         look = self._look()
-        crowded = 2 * look.window < self._widest
+        crowded = look.window < (WARY if self._starting else CROWDED) * self._widest
         if look.window > self._window:
             self._progress_s, self._rose = now, True
         elif look.acked > self._acked and not crowded:
@@ -167,6 +180,9 @@ class TcpLine:
         took_s = now - self._sent_s
         # What went through is the frame, and what the viewer had not read before it.
         went = self._size + max(0, self._window - self._window_sent)
+        if self._starting:
+            self._start(took_s, went)
+            return
         sample = max(SLOWEST, went / max(took_s, FRAME_S))
         if self._rate is None:
             self._rate = sample
@@ -178,6 +194,22 @@ class TcpLine:
             # A small frame vanishes into some buffer at once; that the line is faster is believed step by step.
             self._rate = max(self._rate, min(went / max(took_s, POLL_S), GROWTH * self._rate))
 
+    def _start(self, took_s: float, went: int) -> None:
+        """Learn from one of the first frames, before the line is known: more is believed while all goes at once."""
+        unread = self._window < self._widest - self._size // 2
+        if self._near and (LAZY_S[0] < took_s < LAZY_S[1] or (unread and took_s < LAZY_S[1])):
+            self._rate, self._eager = START[0], 0
+            return
+        self._eager += 1
+        sample = max(SLOWEST, went / max(took_s, POLL_S))
+        if self._rate is None:
+            self._rate = min(sample, START[1])
+        elif sample < self._rate or took_s > LONG_S:
+            self._rate, self._starting = min(sample, START[0]), False
+        elif self._eager > 1:
+            self._rate = min(sample, 2 * self._rate)
+            self._starting = self._rate < FAST
+
     def _look(self) -> _Look:
         queued = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
@@ -187,8 +219,8 @@ class TcpLine:
         (delivery_rate,) = struct.unpack_from("Q", info, _DELIVERY_RATE)
         (window,) = struct.unpack_from("I", info, _SND_WND)
         # On a short way the acknowledgement is back long before the next frame: nothing need be under way.
-        far = min_rtt_us > NEAR_US
-        in_flight = min(MOST_IN_FLIGHT_BYTES, delivery_rate * min_rtt_us // 1_000_000) if far else 0
+        self._near = min_rtt_us <= NEAR_US
+        in_flight = 0 if self._near else min(MOST_IN_FLIGHT_BYTES, delivery_rate * min_rtt_us // 1_000_000)
         return _Look(queued, acked, in_flight, window)
 
 
@@ -199,8 +231,3 @@ def cut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         return  # it has ended by itself
-
-
-def _is_loopback(sock: socket.socket) -> bool:
-    address = sock.getpeername()[0]
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback

@@ -3,7 +3,8 @@
 The publisher hands over a frame 25 times a second (the same object again when nothing moved). Each viewer runs in its
 own thread and takes the newest frame whenever its connection has room; what it did not take in time it never gets. So
 a slow viewer holds up nobody, and what it sees is late by one frame's way through its own line. A viewer whose line is
-too thin for the best quality gets a lower rung of the ladder, encoded once for all that need it.
+too thin for the best quality gets a lower rung of the ladder, encoded once for all that need it. A new viewer begins
+low and climbs within a fraction of a second, so that not even the first pictures lie for long in a thin line.
 """
 
 from __future__ import annotations
@@ -42,12 +43,18 @@ BOUNDARY: Final = b"frame"
 CONTENT_TYPE: Final = "multipart/x-mixed-replace; boundary=frame"
 REPEAT_S: Final = 1.0
 """a viewer gets the last frame again after this time without a new one"""
-TRANSFER_S: Final = 0.2
+TRANSFER_S: Final = 0.15
 """longest time that one frame may take to a viewer before it gets a lower rung"""
 CLIMB_S: Final = 0.1
 """time that a frame of the better rung must stay under before a viewer climbs"""
 CLIMB_FRAMES: Final = 10
 """frames in a row for which that must hold"""
+FIRST_RUNG: Final = 2
+"""where a viewer begins: of its line nothing is known, and a picture too large for it would lie there for a second"""
+TRIAL_FRAMES: Final = 5
+"""frames after which its line is known well enough to climb at once"""
+TRIAL_S: Final = 0.04
+"""until then a still picture is repeated after this time, so that it is sharp soon"""
 RATE_WINDOW_S: Final = 2.0
 """time over which a viewer's frame rate is counted"""
 
@@ -150,6 +157,8 @@ class Viewer:
         self.bytes_sent = 0
         self.rung = 0
         """index into RUNGS"""
+        self.settled = False
+        """whether it has found its first rung"""
         self._seen = 0
         self._climb = 0
         self._times: deque[float] = deque(maxlen=64)
@@ -183,12 +192,14 @@ class Viewer:
         fits = next((i for i, size in enumerate(sizes) if size <= rate * TRANSFER_S), len(RUNGS) - 1)
         if fits > self.rung:
             self.rung, self._climb = fits, 0
+            self.settled = True
             return
         # Climbing needs more room than staying, and patience: a line at its edge must not swing between two qualities.
         goal = next((i for i in range(self.rung) if sizes[i] <= rate * CLIMB_S), self.rung)
         self._climb = self._climb + 1 if goal < self.rung else 0
         if first:
-            self.rung = goal
+            self.settled = goal == self.rung
+            self.rung = max(goal, self.rung - 1)
         elif self._climb >= CLIMB_FRAMES:
             self.rung, self._climb = self.rung - 1, 0
 
@@ -310,9 +321,6 @@ class FrameHub:
 class Line(Protocol):
     """A viewer's connection as `parts` needs it; `services.streamer.line.TcpLine` is the real one."""
 
-    trusted: bool
-    """whether it may begin with the best quality (the loopback interface)"""
-
     def wait(self) -> None:
         """Wait until hardly anything is under way to the viewer.
 
@@ -341,17 +349,17 @@ def parts(hub: FrameHub, viewer: Viewer, line: Line) -> Iterator[bytes]:
     Raises:
         ConnectionResetError: the viewer takes nothing any more.
     """
-    viewer.rung = 0 if line.trusted else 2
+    viewer.rung = FIRST_RUNG
     start = b"--" + BOUNDARY + b"\r\n"
     first = True
     try:
         while True:
             # The order is the point: first wait for room, then take what is newest by then.
             line.wait()
-            published = viewer.next()
+            published = viewer.next(TRIAL_S if viewer.sent <= TRIAL_FRAMES else REPEAT_S)
             if published is None:
                 continue
-            viewer.choose(line.rate, first=viewer.sent == 1)
+            viewer.choose(line.rate, first=viewer.sent >= TRIAL_FRAMES and not viewer.settled)
             frame = published.frame
             jpeg = hub.jpeg(frame, hub.rungs[viewer.rung])
             head = (
