@@ -97,6 +97,8 @@ FACE_STORE_MOST: Final = 5
 # processes
 PROCESS_START_S: Final = 40.0
 """until a service beats, on a busy machine"""
+SESSION_TOLD_S: Final = 0.5
+"""after which a service that joins knows the session, though it is repeated only each second"""
 PROCESS_STOP_S: Final = 8.0
 CORRUPT_MESSAGES: Final = 300
 """of each kind on each topic"""

@@ -19,7 +19,7 @@ from services.streamer.mjpeg import Frame, FrameHub
 from services.streamer.photos import Photos
 from services.streamer.playout import Playout
 from services.streamer.sessions import SessionBook
-from shared.bus import Bus, Delivery, Event, Ready
+from shared.bus import Bus, Delivery, Event, Ready, Subscribed
 from shared.clock import SAMPLE_RATE_HZ, sample_of
 from shared.messages import Audio, Beat, Face, FaceProblem, Gap, Patch, Pcm
 from shared.service import Tally
@@ -85,6 +85,8 @@ class Streamer:
         if isinstance(event, Ready):
             self._run_commands()
             return
+        if isinstance(event, Subscribed):
+            self._told_s = float("-inf")  # a service that has just come need not wait for the next second
         if not isinstance(event, Delivery):
             return
         match event.message:

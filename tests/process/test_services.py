@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from shared.bus import Bus
 from shared.messages import Audio, Beat, Credit, Face, FaceProblem, Pcm, Photo, SessionState, Work, pack, unpack
 from shared.topics import SERVICES, TOPICS, ServiceName
-from tests.budgets import CORRUPT_MESSAGES, PROCESS_START_S, PROCESS_STOP_S
+from tests.budgets import CORRUPT_MESSAGES, PROCESS_START_S, PROCESS_STOP_S, SESSION_TOLD_S
 from tests.examples import EXAMPLES
 from tests.rig.peer import Peer, Process
 from tests.rig.stack import ROOT
@@ -145,6 +147,20 @@ def test_face_prep_makes_faces_keeps_them_and_answers_latecomers(tmp_path: Path)
         assert isinstance(again, Face)
         np.testing.assert_array_equal(again.landmarks, face.landmarks)
         np.testing.assert_array_equal(again.photo, face.photo)
+
+
+def test_a_service_that_comes_is_told_the_session_at_once(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with alone("streamer", tmp_path, MOUTHPIECE_PORT=str(port)) as (peer, _):
+        peer.receive("session", SessionState, PROCESS_START_S)
+        for _ in range(5):
+            bus = Bus("audio_capture", "127.0.0.1", peer.base_port)
+            bus.receives("session")
+            began_s = time.monotonic()
+            assert list(bus.receive(PROCESS_START_S))
+            assert time.monotonic() - began_s < SESSION_TOLD_S
+            bus.close()
 
 
 def test_audio_capture_plays_pushed_sound_in_order(tmp_path: Path):
