@@ -78,6 +78,10 @@ class Tally:
         self._told_s = float("-inf")
         self.last_error = ""
 
+    def say(self, words: str) -> None:
+        """Log something that happens once, at INFO."""
+        self._log.info("%s", words)
+
     def count(self, name: str, number: float = 1) -> None:
         """Count without a word."""
         self.totals[name] += number  # type: ignore[assignment]  # totals may be fractions, as of seconds

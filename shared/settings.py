@@ -43,7 +43,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: Literal["auto", "builtin", "wav2lip"] = "auto"
     """auto takes wav2lip where a converted model lies"""
     model: str = ""
-    """path of the converted Wav2Lip model (.xml); empty: models/wav2lip/wav2lip.xml"""
+    """the converted Wav2Lip model: its folder, or a plain network (.xml, .onnx); empty: models/wav2lip"""
+    precision: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto"
+    """in which engine wav2lip computes; auto: the fastest that the processor has and that is near to the original"""
     alignment: Literal["training", "inference"] = "training"
     """mel window of engine wav2lip: as in its training, or as in its inference script (40 ms later)"""
     device: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9.,:_-]+$", max_length=64)] = "CPU"
@@ -91,9 +93,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.models_dir)
 
     @property
+    def worker_threads(self) -> int:
+        """Threads of an inference worker."""
+        return self.threads or min(4, os.cpu_count() or 1)
+
+    @property
     def wav2lip_path(self) -> Path:
-        """The converted Wav2Lip model."""
-        return Path(self.model) if self.model else self.models_path / "wav2lip" / "wav2lip.xml"
+        """The converted Wav2Lip model: a folder or a file."""
+        return Path(self.model) if self.model else self.models_path / "wav2lip"
+
+    @property
+    def has_wav2lip(self) -> bool:
+        """Whether a converted Wav2Lip lies there."""
+        path = self.wav2lip_path
+        return path.is_file() or (path / "wav2lip.xml").is_file()
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
@@ -134,7 +147,7 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"{PREFIX}FACE={settings.face!r}: there is no such file")
     if settings.source.startswith("file:") and not Path(settings.source[5:]).is_file():
         raise SettingsError(f"{PREFIX}SOURCE={settings.source!r}: there is no such file")
-    if settings.engine == "wav2lip" and not settings.wav2lip_path.is_file():
+    if settings.engine == "wav2lip" and not settings.has_wav2lip:
         raise SettingsError(
             f"{PREFIX}ENGINE=wav2lip: no converted model at {settings.wav2lip_path}; "
             f"name it in {PREFIX}MODEL, or take the engine builtin"

@@ -13,6 +13,10 @@ MEL_TOLERANCE: Final = 1e-4
 # The wav2lip engine (tests/unit/test_wav2lip.py)
 WAV2LIP_PIXEL_TOLERANCE: Final = 1.0
 """of 255: float32 sums in another order may cut off to the next lower number"""
+WAV2LIP_SPLIT_TOLERANCE: Final = 1e-5
+"""largest difference between the split network and the plain one in 32 bits, of 0..1"""
+WAV2LIP_PICTURE_STD: Final = 0.02
+"""least spread of a picture that shows something, of 0..1"""
 WAV2LIP_MASK_STEP: Final = 60
 """of 255, between neighbouring pixels of a face of 100 px"""
 
@@ -170,3 +174,13 @@ STREAM_STILL_S: Final = 1.5
 LEAK_WAIT_S: Final = 5.0
 STOLEN_S: Final = 0.5
 """processor time taken away within a second over which a test that failed four times is not judged"""
+
+# scripts/fetch_models (tests/unit/test_fetch_models.py)
+FETCH_BYTES: Final = 600_000
+"""of the file that is fetched"""
+FETCH_DISK_BYTES: Final = 2_000_000
+"""of a small disk, where 1 MB must stay free beside the file"""
+FETCH_TIMEOUT_S: Final = 0.4
+"""that the script is told to wait for a byte"""
+FETCH_DEADLINE_S: Final = 30.0
+"""for one run of the script"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -63,6 +63,8 @@ class Engine(Protocol[State]):
 
     name: str
     window: MelWindow
+    info: Mapping[str, str]
+    """what it says of itself for the log and the status page"""
 
     def prepare(self, face: Face) -> State:
         """Do once for a face what depends on the face alone."""

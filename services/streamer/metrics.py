@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from services.streamer.mjpeg import FrameHub
 
 __all__ = ["exposition"]
+
+ENGINE: Final = ("engine", "device", "threads", "precision")
+"""what of a worker's own words becomes labels"""
 
 
 def exposition(pulses: Sequence[Pulse], hub: FrameHub, now_s: float) -> bytes:
@@ -47,6 +50,7 @@ class _Snapshot(Collector):
         memory = GaugeMetricFamily("mouthpiece_memory_bytes", "Memory in use", labels=labels)
         cpu = CounterMetricFamily("mouthpiece_cpu_seconds", "Processor time used", labels=labels)
         uptime = GaugeMetricFamily("mouthpiece_uptime_seconds", "Time since the start", labels=labels)
+        engine = GaugeMetricFamily("mouthpiece_engine_info", "What a worker computes with", labels=[*labels, *ENGINE])
         counters: dict[str, CounterMetricFamily] = {}
         gauges: dict[str, GaugeMetricFamily] = {}
         for pulse in self._pulses:
@@ -56,6 +60,8 @@ class _Snapshot(Collector):
             memory.add_metric(who, float(beat.rss_bytes))
             cpu.add_metric(who, beat.cpu_s)
             uptime.add_metric(who, beat.uptime_s)
+            if "engine" in beat.info:
+                engine.add_metric([*who, *(beat.info.get(name, "") for name in ENGINE)], 1.0)
             for name, value in beat.counters.items():
                 family = counters.setdefault(
                     name, CounterMetricFamily(f"mouthpiece_{_safe(name)}", f"Total of {name}", labels=labels)
@@ -70,7 +76,7 @@ class _Snapshot(Collector):
         stats = self._hub.stats()
         for viewer in stats:
             viewers.add_metric([str(viewer.id)], viewer.rate_hz)
-        yield from (up, memory, cpu, uptime, viewers, *counters.values(), *gauges.values())
+        yield from (up, memory, cpu, uptime, engine, viewers, *counters.values(), *gauges.values())
         yield GaugeMetricFamily("mouthpiece_viewers", "Open streams", value=float(len(stats)))
         yield CounterMetricFamily("mouthpiece_jpegs", "JPEGs encoded", value=float(self._hub.encodes))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ class BuiltinEngine:
 
     name: str = "builtin"
     window: MelWindow = drive.WINDOW
+    info: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, models: Path = MODELS) -> None:
         """Load the motion basis.

@@ -189,10 +189,12 @@
       const item = list.children[n];
       item.dataset.name = service.name;
       item.dataset.state = service.alive ? "ok" : "down";
-      item.title = [service.name, service.last_error && `last error: ${service.last_error}`].filter(Boolean).join(" – ");
+      const { engine, precision, choice } = service.info || {};
+      const error = service.last_error && `last error: ${service.last_error}`;
+      item.title = [service.name, choice, error].filter(Boolean).join(" – ");
       setText(item.querySelector(".service-name"), service.words);
       const age = service.age_s >= 1 ? ` for ${Math.round(service.age_s)} s` : "";
-      setText(item.querySelector(".service-state"), service.alive ? "running" : `not answering${age}`);
+      setText(item.querySelector(".service-state"), service.alive ? ["running", engine, precision].filter(Boolean).join(" · ") : `not answering${age}`);
     });
   }
 

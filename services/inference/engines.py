@@ -1,0 +1,38 @@
+"""Which engine runs: chosen by the settings, and by what lies on the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.inference.builtin.basis import BasisError
+from services.inference.builtin.engine import BuiltinEngine
+from services.inference.engine import Engine
+from shared.settings import Settings
+
+__all__ = ["load"]
+
+
+def load(settings: Settings) -> tuple[Engine[Any], dict[str, str]]:
+    """Load the engine that the settings name.
+
+    Returns:
+        the engine, and what is to be said of it.
+
+    Raises:
+        ValueError: it cannot be loaded; the text says what to do.
+    """
+    engine: Engine[Any]
+    told = {"device": "CPU", "threads": str(settings.worker_threads)}
+    if settings.engine == "wav2lip" or (settings.engine == "auto" and settings.has_wav2lip):
+        from services.inference.wav2lip.engine import Wav2LipEngine  # noqa: PLC0415  # OpenVINO only where it is used
+
+        engine = Wav2LipEngine(
+            settings.wav2lip_path, settings.device, settings.precision, settings.alignment, settings.worker_threads
+        )
+        told["device"] = settings.device
+    else:
+        try:
+            engine = BuiltinEngine(settings.models_path / "builtin")
+        except BasisError as error:
+            raise ValueError(str(error)) from error
+    return engine, {**told, **engine.info}

@@ -1,0 +1,389 @@
+"""A converted Wav2Lip under OpenVINO: the face once, then the lower half of the picture for each mel window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from services.inference.wav2lip.files import (
+    FACE,
+    GENERATOR,
+    GENERATOR_INT8,
+    PLAIN,
+    Manifest,
+    read_manifest,
+)
+from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW, SKIPS, SplitError, split
+
+__all__ = ["FACE_SIZE", "LOWER_ROWS", "MEL_BANDS", "MEL_FRAMES", "FacePart", "Precision", "Wav2LipNetwork"]
+
+Precision = Literal["f32", "bf16", "f16", "int8"]
+
+FACE_SIZE: Final = 96
+LOWER_ROWS: Final = FACE_SIZE - FIRST_ROW
+MEL_BANDS: Final = 80
+MEL_FRAMES: Final = 16
+MEL_FLOOR: Final = -4.0
+GATE_DB: Final = 38.0
+"""a precision whose worst window comes less near to the original is not chosen by itself"""
+WARM_UP: Final = 4
+"""frames before a precision is timed"""
+TIMED: Final = 9
+"""frames that are timed; their median counts"""
+WORTH: Final = 0.92
+"""a lower precision is taken if it needs at most this share of the time"""
+
+AUDIO_SHAPE: Final = (1, MEL_BANDS, MEL_FRAMES)
+FACE_SHAPE: Final = (6, FACE_SIZE, FACE_SIZE)
+OUTPUT_SHAPE: Final = (3, FACE_SIZE, FACE_SIZE)
+REMEDY: Final = (
+    "convert the official checkpoint with scripts/convert_model, or set MOUTHPIECE_MODEL to a converted Wav2Lip"
+)
+CAPABILITY: Final[dict[Precision, str]] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
+"""OpenVINO's word for what a device can"""
+
+Float32 = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class FacePart:
+    """What depends on the face alone."""
+
+    crop: Pixels
+    """the face, BGR, (96, 96, 3)"""
+    skips: tuple[Float32, ...]
+    """the face's share of each level of the decoder, (1, c, h, w); empty for a network that could not be split"""
+
+
+class Wav2LipNetwork:
+    """Draws with a converted Wav2Lip. Used by one thread.
+
+    Args:
+        model: a folder written by ``scripts/convert_model``; or a plain network, OpenVINO IR (``.xml`` beside its
+            ``.bin``) or ``.onnx`` with the inputs ``audio_sequences`` (n, 1, 80, 16) and ``face_sequences``
+            (n, 6, 96, 96) and one output (n, 3, 96, 96), which is split here.
+        device: OpenVINO device: CPU, GPU, NPU or AUTO.
+        precision: type in which the device computes. "auto" times those that the device has, of the ones that are near
+            enough to the original, and takes the fastest.
+        threads: processor threads; 0 leaves them to OpenVINO.
+
+    Raises:
+        ValueError: no such file, network, device or precision; the text says what to do.
+    """
+
+    def __init__(self, model: Path, device: str = "CPU", precision: str = "auto", threads: int = 0) -> None:
+        if precision not in ("auto", *get_args(Precision)):
+            raise ValueError(f"precision {precision!r}: must be auto, {', '.join(get_args(Precision))}")
+        self._core = ov.Core()
+        self._device = device
+        self._threads = threads
+        self._folder = _folder_of(model)
+        self._plain_path = model if self._folder is None else self._folder / PLAIN
+        self.manifest = read_manifest(self._folder) if self._folder else None
+        """what is said of the converted model; None for a plain network"""
+        self._plain: Any = None
+        self._batch = 0
+        """fixed batch of a plain network, 0: any"""
+        self._face, generator = self._parts()
+        self.split = generator is not None
+        """whether the network could be split"""
+        self.precision: Precision
+        """in which it computes"""
+        self.choice: str
+        """why, for the log"""
+        self._request, self.precision, self.choice = self._choose(generator, precision)
+
+    def prepare(self, crops: Pixels) -> list[FacePart]:
+        """Compute what depends on the faces alone.
+
+        Args:
+            crops: faces, BGR, (n, 96, 96, 3); their lower halves are blacked out here.
+
+        Returns:
+            one part for each.
+
+        Raises:
+            ValueError: another shape or type.
+        """
+        _check_crops(crops)
+        if self._face is None:
+            return [FacePart(crop, ()) for crop in crops]
+        parts = []
+        for crop in crops:
+            found = self._face.infer({FACES: _masked(crop[None])}, share_inputs=True)
+            parts.append(FacePart(crop, tuple(found[name].copy() for name in SKIPS)))
+        return parts
+
+    def draw(self, parts: Sequence[FacePart], mels: Float32) -> Pixels:
+        """Draw lower halves.
+
+        Args:
+            parts: n faces, as `prepare` gave them; the same one may stand several times.
+            mels: mel windows, -4..4, (n, 80, 16).
+
+        Returns:
+            rows 48 to 95 of the faces, BGR, (n, 48, 96, 3); fractions are cut off, as in the published script.
+
+        Raises:
+            ValueError: lists of different length, or a mel window of another shape.
+        """
+        return _to_pixels(self.draw_exactly(parts, mels))
+
+    def draw_exactly(self, parts: Sequence[FacePart], mels: Float32) -> Float32:
+        """The same as `draw`, in 0..1, (n, 3, 48, 96)."""
+        _check_mels(mels, len(parts))
+        if self._face is None:
+            crops = np.stack([part.crop for part in parts])
+            return np.ascontiguousarray(self._whole(self._request, crops, mels)[:, :, FIRST_ROW:])
+        inputs: dict[str, Float32] = {AUDIO: np.ascontiguousarray(mels[:, None], np.float32)}
+        for k, name in enumerate(SKIPS):
+            one = all(part is parts[0] for part in parts)
+            inputs[name] = parts[0].skips[k] if one else np.concatenate([part.skips[k] for part in parts])
+        return np.asarray(self._request.infer(inputs, share_inputs=True)[0], np.float32).copy()
+
+    def draw_whole(self, crops: Pixels, mels: Float32) -> Pixels:
+        """Draw whole faces with the plain network in 32 bits, as the published script does.
+
+        Args:
+            crops: faces, BGR, (n, 96, 96, 3).
+            mels: mel windows, (n, 80, 16).
+
+        Returns:
+            BGR, (n, 96, 96, 3).
+
+        Raises:
+            ValueError: another shape, or the folder holds no plain network.
+        """
+        _check_crops(crops)
+        _check_mels(mels, len(crops))
+        if self._plain is None:
+            network = _in_float32(self._read_plain())
+            self._plain = self._compile(network, "f32").create_infer_request()
+        return _to_pixels(self._whole(self._plain, crops, mels))
+
+    def _parts(self) -> tuple[Any, Any]:
+        """The face part, ready to run, and the generator; both None if there is only the plain network."""
+        if self._folder is not None and (self._folder / GENERATOR).is_file():
+            face, generator = _read(self._core, self._folder / FACE), _read(self._core, self._folder / GENERATOR)
+            _check_parts(face, generator, self._folder)
+        else:
+            try:
+                both = split(self._read_plain())
+            except SplitError as error:
+                self._why_whole = str(error)
+                return None, None
+            face, generator = both.face, both.generator
+        return self._compile(face, "f32").create_infer_request(), generator
+
+    def _choose(self, generator: Any, wanted: str) -> tuple[Any, Precision, str]:
+        """Compile what draws each frame, in the precision that is wanted or the fastest one that is good enough."""
+        able = self._able()
+        if generator is None:
+            plain = _in_float32(self._read_plain())
+            precision: Precision = "f32" if wanted in ("auto", "int8") else wanted  # type: ignore[assignment]
+            if wanted == "int8":
+                raise ValueError(f"{self._plain_path}: precision int8 needs a converted folder; {REMEDY}")
+            request = self._compile(plain, precision).create_infer_request()
+            return request, precision, f"whole network in {precision}, it could not be split: {self._why_whole}"
+        if wanted != "auto":
+            return self._in(generator, wanted), wanted, "as set"  # type: ignore[arg-type,return-value]
+        times: dict[Precision, float] = {}
+        best: tuple[Any, Precision] | None = None
+        for precision in self._candidates(able):
+            request = self._in(generator, precision)
+            times[precision] = self._time_ms(request)
+            if best is None or times[precision] < WORTH * times[best[1]]:
+                best = (request, precision)
+            del request
+        if best is None:
+            raise ValueError(f"{self._plain_path}: the device {self._device} computes in none of {', '.join(able)}")
+        told = ", ".join(f"{name} {ms:.1f} ms" for name, ms in times.items())
+        return *best, f"fastest of {told} a frame on {self._device}"
+
+    def _candidates(self, able: list[Precision]) -> list[Precision]:
+        """Precisions worth timing, the most exact first."""
+        reports = self.manifest.precisions if isinstance(self.manifest, Manifest) else {}
+        good = [name for name in able if name not in reports or reports[name].worst_psnr_db >= GATE_DB]
+        if self._folder is None or "int8" not in reports or not (self._folder / GENERATOR_INT8).is_file():
+            good = [name for name in good if name != "int8"]
+        return good
+
+    def _able(self) -> list[Precision]:
+        """What the device has, by its own word."""
+        try:
+            words = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        except RuntimeError as error:
+            if not self._device.startswith(("AUTO", "MULTI", "HETERO")):
+                raise ValueError(
+                    f"there is no OpenVINO device {self._device!r}; this machine has "
+                    f"{', '.join(self._core.available_devices)}: set MOUTHPIECE_DEVICE to one of them"
+                ) from error
+            words = ["FP32"]
+        return [name for name in get_args(Precision) if CAPABILITY[name] in words]
+
+    def _in(self, generator: Any, precision: Precision) -> Any:
+        """The generator in a precision, ready to run."""
+        if precision != "int8":
+            return self._compile(generator, precision).create_infer_request()
+        path = self._folder / GENERATOR_INT8 if self._folder is not None else None
+        if path is None or not path.is_file():
+            raise ValueError(f"{self._plain_path}: there is no 8-bit model beside it; {REMEDY}")
+        rest: Precision = "bf16" if "bf16" in self._able() else "f32"
+        return self._compile(_read(self._core, path), rest).create_infer_request()
+
+    def _time_ms(self, request: Any) -> float:
+        """Median time of a frame."""
+        rng = np.random.default_rng(0)
+        (part,) = self.prepare(rng.integers(0, 256, (1, FACE_SIZE, FACE_SIZE, 3), dtype=np.uint8))
+        inputs = {AUDIO: rng.uniform(-4, 4, (1, *AUDIO_SHAPE)).astype(np.float32)}
+        inputs.update(zip(SKIPS, part.skips, strict=True))
+        times = []
+        for _ in range(WARM_UP + TIMED):
+            began_s = time.perf_counter()
+            drawn = request.infer(inputs, share_inputs=True)[0]
+            times.append(time.perf_counter() - began_s)
+        if not np.isfinite(drawn).all():
+            raise ValueError(f"{self._plain_path}: the network answers with numbers that are not finite; {REMEDY}")
+        return float(np.median(times[WARM_UP:])) * 1000.0
+
+    def _compile(self, network: Any, precision: Precision) -> Any:
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        if self._threads and self._device == "CPU":
+            hints["INFERENCE_NUM_THREADS"] = self._threads
+        try:
+            return self._core.compile_model(network, self._device, hints)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self._plain_path}: the device {self._device!r} does not take this network with precision "
+                f"{precision}; devices of this machine: {', '.join(self._core.available_devices)}. "
+                f"OpenVINO says: {_last_line(error)}"
+            ) from error
+
+    def _read_plain(self) -> Any:
+        network = _read(self._core, self._plain_path)
+        self._batch = _check_plain(network, self._plain_path)
+        return network
+
+    def _whole(self, request: Any, crops: Pixels, mels: Float32) -> Float32:
+        """Run the plain network, in pieces of its own batch if that is fixed; (n, 3, 96, 96)."""
+        faces = _masked(crops)
+        sounds = np.ascontiguousarray(mels[:, None], np.float32)
+        size = self._batch or len(faces)
+        drawn = []
+        for at in range(0, len(faces), size):
+            piece = slice(at, at + size)
+            count = len(faces[piece])
+            output = request.infer({AUDIO: _fill(sounds[piece], size), FACES: _fill(faces[piece], size)})[0]
+            if output.shape != (size, *OUTPUT_SHAPE):
+                raise ValueError(f"the network's output is {output.shape}: must be {(size, *OUTPUT_SHAPE)}; {REMEDY}")
+            drawn.append(output[:count].copy())
+        return np.concatenate(drawn)
+
+
+def _folder_of(model: Path) -> Path | None:
+    """The converted folder that is meant; None for a network on its own."""
+    if model.is_dir():
+        return model
+    return model.parent if model.name == PLAIN and (model.parent / GENERATOR).is_file() else None
+
+
+def _masked(crops: Pixels) -> Float32:
+    """Input of the network, (n, 6, 96, 96), 0..1: the faces with black lower halves, then whole."""
+    whole = crops.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255.0)
+    black = whole.copy()
+    black[:, :, FIRST_ROW:] = 0.0
+    return np.ascontiguousarray(np.concatenate([black, whole], axis=1))
+
+
+def _to_pixels(drawn: Float32) -> Pixels:
+    """(n, 3, h, w), 0..1 -> (n, h, w, 3), 0..255; fractions are cut off."""
+    return np.asarray(np.clip(drawn.transpose(0, 2, 3, 1) * np.float32(255.0), 0, 255), np.uint8)
+
+
+def _fill(rows: Float32, size: int) -> Float32:
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)]) if len(rows) < size else rows
+
+
+def _check_crops(crops: Pixels) -> None:
+    if crops.ndim != 4 or crops.shape[1:] != (FACE_SIZE, FACE_SIZE, 3) or crops.dtype != np.uint8:
+        raise ValueError(f"faces of shape {crops.shape} and type {crops.dtype}: must be (n, 96, 96, 3), uint8")
+
+
+def _check_mels(mels: Float32, count: int) -> None:
+    if mels.shape != (count, MEL_BANDS, MEL_FRAMES):
+        raise ValueError(f"mel windows of shape {mels.shape}: must be {(count, MEL_BANDS, MEL_FRAMES)}")
+
+
+def _check_parts(face: Any, generator: Any, folder: Path) -> None:
+    """The two parts must fit each other."""
+    gives = {name: port.get_partial_shape() for port in face.outputs for name in port.get_names() if name in SKIPS}
+    takes = {name: port.get_partial_shape() for port in generator.inputs for name in port.get_names()}
+    drawn = generator.output(0).get_partial_shape()
+    fits = set(gives) == set(SKIPS) and set(takes) == {AUDIO, *SKIPS}
+    if not (fits and all(gives[name].compatible(takes[name]) for name in SKIPS)) or not drawn.compatible(
+        ov.PartialShape([-1, 3, LOWER_ROWS, FACE_SIZE])
+    ):
+        raise ValueError(f"{folder}: {FACE} and {GENERATOR} do not belong together; {REMEDY}")
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _read(core: Any, model: Path) -> Any:
+    if model.suffix not in (".xml", ".onnx"):
+        raise ValueError(f"{model}: expected an OpenVINO IR (.xml beside its .bin) or .onnx; {REMEDY}")
+    for part in (model, model.with_suffix(".bin")) if model.suffix == ".xml" else (model,):
+        if not part.is_file():
+            raise ValueError(f"{part}: no such file; {REMEDY}")
+    try:
+        return core.read_model(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{model}: cannot be read as a network, the file is damaged, cut short or of another kind; "
+            f"fetch or convert it again: {REMEDY}. OpenVINO says: {_last_line(error)}"
+        ) from error
+
+
+def _check_plain(network: Any, model: Path) -> int:
+    """Check inputs and output; returns the fixed batch of the network, 0 if any batch may come."""
+    wanted = {AUDIO: AUDIO_SHAPE, FACES: FACE_SHAPE}
+    found = [f"{'/'.join(sorted(port.get_names())) or 'unnamed'} {port.get_partial_shape()}" for port in network.inputs]
+    expected = ", ".join(f"{name} (N, {', '.join(map(str, shape))})" for name, shape in wanted.items())
+    if {name for port in network.inputs for name in port.get_names() if name in wanted} != wanted.keys():
+        raise ValueError(f"{model}: expected the inputs {expected}; found {'; '.join(found) or 'none'}; {REMEDY}")
+    if len(network.inputs) != len(wanted):
+        raise ValueError(f"{model}: expected only the inputs {expected}; found {'; '.join(found)}; {REMEDY}")
+    if not all(_fits(network.input(name), shape) for name, shape in wanted.items()):
+        raise ValueError(f"{model}: expected the inputs {expected}; found {'; '.join(found)}; {REMEDY}")
+    if len(network.outputs) != 1 or not _fits(network.output(0), OUTPUT_SHAPE):
+        found = [str(port.get_partial_shape()) for port in network.outputs]
+        raise ValueError(f"{model}: expected one output (N, 3, 96, 96); found {', '.join(found)}; {REMEDY}")
+    batches = [port.get_partial_shape()[0] for port in network.inputs]
+    fixed = {int(batch.get_length()) for batch in batches if batch.is_static}
+    if len(fixed) > 1:
+        raise ValueError(f"{model}: expected the same batch N in both inputs; found {'; '.join(found)}; {REMEDY}")
+    return fixed.pop() if fixed else 0
+
+
+def _fits(port: Any, shape: tuple[int, ...]) -> bool:
+    found = port.get_partial_shape()
+    return bool(found.compatible(ov.PartialShape([-1, *shape])))
+
+
+def _in_float32(network: Any) -> Any:
+    """Let inputs and output be float32, whatever the file declares."""
+    steps = ov.preprocess.PrePostProcessor(network)
+    for k in range(len(network.inputs)):
+        steps.input(k).tensor().set_element_type(ov.Type.f32)
+    steps.output(0).tensor().set_element_type(ov.Type.f32)
+    return steps.build()
