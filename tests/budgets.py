@@ -17,6 +17,11 @@ WAV2LIP_SPLIT_TOLERANCE: Final = 1e-5
 """largest difference between the split network and the plain one in 32 bits, of 0..1"""
 WAV2LIP_PICTURE_STD: Final = 0.02
 """least spread of a picture that shows something, of 0..1"""
+WAV2LIP_LIVE_SECONDS: Final = 6.0
+WAV2LIP_LIVE_FRAMES: Final = 20
+"""different frames within that time"""
+WAV2LIP_LIVE_CHANGE: Final = 24
+"""of 255: more than JPEG makes of a pixel that stays"""
 WAV2LIP_MASK_STEP: Final = 60
 """of 255, between neighbouring pixels of a face of 100 px"""
 
@@ -184,3 +189,42 @@ FETCH_TIMEOUT_S: Final = 0.4
 """that the script is told to wait for a byte"""
 FETCH_DEADLINE_S: Final = 30.0
 """for one run of the script"""
+
+# Conversion of Wav2Lip (tests/unit/test_convert.py)
+WAV2LIP_PARAMETERS: Final = 36_298_035
+WAV2LIP_MMACS: Final = {
+    "audio_encoder": 93,
+    "face_encoder_blocks": 311,
+    "face_decoder_blocks": 3349,
+    "output_block": 213,
+}
+"""million multiplications a frame, as counted of the published network"""
+CONVERT_DIFFERENCE: Final = 1e-4
+"""of a pixel, 0..1, between PyTorch and OpenVINO in 32 bits, each 1e-5 from 64 bits on the test's random network"""
+CONVERT_BF16_PSNR_DB: Final = 35.0
+"""of the worst window of the random network, which is rougher than a trained one"""
+CONVERT_DEADLINE_S: Final = 240.0
+"""for one run of the script"""
+
+# scripts/render (tests/unit/test_render.py, tests/unit/test_parity.py)
+PARITY_LEVELS: Final = 1
+PARITY_SHARE: Final = 0.999
+"""of pixel values within `PARITY_LEVELS` of the published algorithm's, before encoding"""
+RENDER_RESAMPLED_MEL: Final = 0.02
+"""of -4..4, where the sound was resampled piece by piece, not at once"""
+RENDER_IN_STEP_S: Final = 0.020
+"""between picture and sound"""
+RENDER_SOFT_CHANGE: Final = 3.0
+"""mean change of the lower face that a drawn frame shows at least, grey levels"""
+RENDER_ENCODED_LEVELS: Final = 4.0
+"""mean difference of a frame from itself after H.264 in 4:2:0, grey levels"""
+RENDER_BOX_IOU: Final = 0.8
+"""of a face that is followed with where it was put"""
+RENDER_DEADLINE_S: Final = 120.0
+"""for one run of the script"""
+
+# The detector RetinaFace (tests/unit/test_retinaface.py)
+RETINAFACE_DIFFERENCE: Final = 1e-4
+"""largest difference of an output between PyTorch and OpenVINO"""
+RETINAFACE_DECODED_PX: Final = 1e-2
+"""between boxes and points and those of a plain reference"""

@@ -133,6 +133,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def answer_page(self) -> None:
         self.whole(PAGE, Content_Type="text/html; charset=utf-8")
 
+    def answer_page_in_words(self) -> None:
+        self.head(200, None, Content_Type="text/html")
+        self.wfile.write(b"Please log in.")
+
     def answer_hidden_page(self) -> None:
         self.whole(PAGE.ljust(SIZE), Content_Type="application/octet-stream")
 
@@ -323,6 +327,7 @@ def test_a_wrong_part_of_the_file_is_refused_and_the_next_mirror_asked(shop: Sho
     ("path", "words"),
     [
         ("/page", "web page"),
+        ("/page-in-words", "web page"),
         ("/hidden-page", "web page"),
         ("/pointer", "Git LFS pointer"),
         ("/hidden-pointer", "Git LFS pointer"),
