@@ -95,6 +95,24 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@pytest.fixture(scope="session")
+def converted_wav2lip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a converted Wav2Lip of random weights, without the 8-bit model. Read only."""
+    import openvino as ov
+
+    from scripts._wav2lip.convert import plain_ir
+    from services.inference.wav2lip import files
+    from services.inference.wav2lip.split import split
+    from tests.networks import seeded_wav2lip
+
+    folder: Path = tmp_path_factory.mktemp("converted")
+    plain = plain_ir(seeded_wav2lip())
+    both = split(plain)
+    for name, model in ((files.PLAIN, plain), (files.FACE, both.face), (files.GENERATOR, both.generator)):
+        ov.save_model(model, folder / name, compress_to_fp16=False)
+    return folder
+
+
 def pytest_report_header() -> str:
     """Say where it runs."""
     return f"project: {ROOT.name}, {psutil.cpu_count()} processors, load {psutil.getloadavg()[0]:.1f}"

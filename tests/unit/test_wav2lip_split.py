@@ -9,28 +9,22 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from scripts._wav2lip.convert import plain_ir
 from services.inference.wav2lip import files
 from services.inference.wav2lip.network import Wav2LipNetwork
 from services.inference.wav2lip.split import AUDIO, FACES, SKIPS, SplitError, split
 from tests import budgets
-from tests.networks import seeded_crops, seeded_mels, seeded_wav2lip
+from tests.networks import seeded_crops, seeded_mels
 from tests.unit.test_wav2lip import build
 
 
 @pytest.fixture(scope="module")
-def plain() -> ov.Model:
-    return plain_ir(seeded_wav2lip())
+def plain(converted_wav2lip: Path) -> ov.Model:
+    return ov.Core().read_model(converted_wav2lip / files.PLAIN)
 
 
-@pytest.fixture(scope="module")
-def folder(plain: ov.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A converted folder without the 8-bit model."""
-    path: Path = tmp_path_factory.mktemp("converted")
-    both = split(plain)
-    for name, model in ((files.PLAIN, plain), (files.FACE, both.face), (files.GENERATOR, both.generator)):
-        ov.save_model(model, path / name, compress_to_fp16=False)
-    return path
+@pytest.fixture
+def folder(converted_wav2lip: Path) -> Path:
+    return converted_wav2lip
 
 
 def inputs(count: int) -> tuple[Any, Any]:
