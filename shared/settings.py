@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """in which engine wav2lip computes; auto: the fastest that the processor has and that is near to the original"""
     alignment: Literal["training", "inference"] = "training"
     """mel window of engine wav2lip: as in its training, or as in its inference script (40 ms later)"""
+    detector: Literal["blazeface", "retinaface"] = "blazeface"
+    """what finds faces; retinaface needs its converted weights (scripts/fetch_models mobilenet)"""
     device: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9.,:_-]+$", max_length=64)] = "CPU"
     """OpenVINO device: CPU, GPU, NPU, AUTO"""
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0

@@ -199,6 +199,8 @@ WAV2LIP_MMACS: Final = {
     "output_block": 213,
 }
 """million multiplications a frame, as counted of the published network"""
+WAV2LIP_RESIDUALS: Final = {"audio_encoder": 7, "face_encoder_blocks": 10, "face_decoder_blocks": 11, "output_block": 0}
+"""blocks that add what they read"""
 CONVERT_DIFFERENCE: Final = 1e-4
 """of a pixel, 0..1, between PyTorch and OpenVINO in 32 bits, each 1e-5 from 64 bits on the test's random network"""
 CONVERT_BF16_PSNR_DB: Final = 35.0

@@ -154,13 +154,13 @@ def _refuse_other_files(path: Path, head: bytes, size: int) -> None:
 
 
 def _kind_of_bytes(path: Path, head: bytes, size: int) -> str:
+    if path.suffix == ".safetensors" or (head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] < size):
+        return "a safetensors file; load it into the published network and torch.save its state_dict()"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<"):
         if b"<net" in head:
             return "an OpenVINO IR, already converted: give it to --from-ir"
         return "a web page (HTML or XML) in place of the file, as a download that failed leaves it"
-    if path.suffix == ".safetensors" or (head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] < size):
-        return "a safetensors file; load it into the published network and torch.save its state_dict()"
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x3a")):
         return "an ONNX network, already converted: give it to --from-ir"
     if head[4:8] == b"TFL3":

@@ -20,7 +20,7 @@ def build(settings: Settings, bus: Bus, tally: Tally) -> FacePrep:
     cv2.setNumThreads(1)
     keep_compiled(settings.state_path / "openvino")
     try:
-        maker = FaceMaker(settings.models_path / "face", settings.device)
+        maker = FaceMaker(settings.models_path / "face", settings.device, settings.detector)
         store = FaceStore(settings.state_path / "faces")
     except (NetworkError, OSError) as error:
         raise Startup(str(error)) from error

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from services.face_prep.detector import Detection, FaceDetector, iou
 from services.face_prep.image import decode, read_header
 from services.face_prep.landmarks import FaceMesh, Landmarks
+from services.face_prep.retinaface import RetinaFace
 from shared.messages import Face
 
 __all__ = ["MIN_FACE_PX", "FaceError", "FaceMaker", "box_of_landmarks", "mouth_mask"]
@@ -81,17 +82,20 @@ class _Found:
 class FaceMaker:
     """Makes faces of photos. Holds the networks; one call at a time."""
 
-    def __init__(self, models: Path, device: str = "CPU") -> None:
+    def __init__(self, models: Path, device: str = "CPU", detector: str = "blazeface") -> None:
         """Load the networks.
 
         Args:
-            models: folder of the TFLite files.
+            models: folder of the TFLite files, and of the converted RetinaFace if that is wanted.
             device: OpenVINO device.
+            detector: what finds the faces, "blazeface" or "retinaface".
 
         Raises:
             NetworkError: a file is missing or cannot be loaded.
         """
-        self._detector = FaceDetector(models, device)
+        self._detector: FaceDetector | RetinaFace = (
+            RetinaFace(models, device) if detector == "retinaface" else FaceDetector(models, device)
+        )
         self._mesh = FaceMesh(models, device)
 
     def make(
