@@ -238,3 +238,22 @@ RETINAFACE_EXTRA_SHARE: Final = 0.05
 """boxes where neither of the two has one, of the faces on which they agree"""
 RETINAFACE_MEAN_IOU: Final = 0.9
 """with the mean of the boxes of the two, which reach 0.889 between themselves"""
+
+# Mixed 8 bits (tests/unit/test_quantise.py)
+QUANTISE_GATE_DB: Final = 38.0
+"""of the lower half in the worst window, on a network of random weights"""
+QUANTISE_PSNR_ERROR_DB: Final = 0.05
+QUANTISE_EQUAL_DIFFERENCE: Final = 1e-4
+"""of a pixel, 0..1, when factors are moved from one convolution to the next"""
+QUANTISE_LEVELLED: Final = 1.3
+"""by how much the smallest channel comes nearer the largest"""
+DEMO_BOX_PX: Final = 2.0
+
+# scripts/benchmark (tests/unit/test_benchmark.py)
+BENCHMARK_PLAIN_MMACS: Final = 3966.6
+"""10^6 multiplications of the published network for a frame"""
+BENCHMARK_GENERATOR_MMACS: Final = 2115.0
+BENCHMARK_F32_DIFFERENCE: Final = 1e-4
+"""of a pixel value, 0..1, between any two ways to compute in 32 bits, on random weights"""
+BENCHMARK_DEADLINE_S: Final = 300.0
+"""for one run of the script, on a machine that does other things as well"""

@@ -28,7 +28,7 @@ from services.inference.wav2lip.network import (
 )
 from shared.messages import Face
 
-__all__ = ["PADS", "Wav2LipEngine", "Wav2LipState", "lower_face"]
+__all__ = ["PADS", "Wav2LipEngine", "Wav2LipState", "lower_face", "mouth_mask"]
 
 PADS: Final = (0, 10, 0, 0)
 """px added above, below, left and right of the face box"""
@@ -117,7 +117,7 @@ class Wav2LipEngine:
             )
         box = (x1, y1, x2, y2)
         mask = lower_face(y2 - y1, x2 - x1)
-        mask = np.rint(mask * _mouth_mask(face, box)).astype(np.uint8)
+        mask = np.rint(mask * mouth_mask(face, box)).astype(np.uint8)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if rows.size == 0:
             raise ValueError(
@@ -189,7 +189,7 @@ def lower_face(height: int, width: int) -> npt.NDArray[np.float64]:
     return np.asarray(ramp * ramp * (3.0 - 2.0 * ramp), np.float64)
 
 
-def _mouth_mask(face: Face, box: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+def mouth_mask(face: Face, box: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
     """The face's own mouth mask on the crop, (h, w), 0 where it does not reach."""
     x1, y1, x2, y2 = box
     laid = np.zeros((y2 - y1, x2 - x1), np.uint8)
