@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from scripts._render.faces import Box
 from services.inference.engine import Rendered
-from services.inference.wav2lip.engine import mouth_mask, lower_face
+from services.inference.wav2lip.engine import lower_face, mouth_mask
 from shared.messages import Face
 
 __all__ = ["FACE_SIZE", "cut", "lay", "mask_of", "paste_hard", "paste_soft"]
