@@ -227,7 +227,10 @@ class Wav2LipNetwork:
                     f"{', '.join(self._core.available_devices)}: set MOUTHPIECE_DEVICE to one of them"
                 ) from error
             words = ["FP32"]
-        return [name for name in get_args(Precision) if CAPABILITY[name] in words]
+        able: list[Precision] = [name for name in get_args(Precision) if CAPABILITY[name] in words]
+        if self._device == "CPU" and not _multiplies_bytes():
+            able = [name for name in able if name != "int8"]
+        return able
 
     def _in(self, generator: Any, precision: Precision) -> Any:
         """The generator in a precision, ready to run."""
@@ -286,6 +289,15 @@ class Wav2LipNetwork:
                 raise ValueError(f"the network's output is {output.shape}: must be {(size, *OUTPUT_SHAPE)}; {REMEDY}")
             drawn.append(output[:count].copy())
         return np.concatenate(drawn)
+
+
+def _multiplies_bytes() -> bool:
+    """Whether the processor adds products of 8 bits in 32; those that add them in 16 may overflow."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return any(flag in told for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
 
 
 def _folder_of(model: Path) -> Path | None:
