@@ -194,7 +194,7 @@ class Stack:
         assert self._supervisor is not None
         children = psutil.Process(self._supervisor.pid).children()
         own = [child for child in children if f"services.{service}" in " ".join(_command(child))]
-        return [process for child in own for process in (child, *child.children(recursive=True))]
+        return [process for child in own for process in (child, *_below(child))]
 
     def everybody(self) -> list[psutil.Process]:
         """Supervisord and all below it."""
@@ -208,6 +208,14 @@ class Stack:
             f"== {path.name}\n{path.read_text(errors='replace')[-most:]}"
             for path in sorted((self.folder / "log").glob("*.log"))
         )
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    """All that it started; none if it has ended meanwhile."""
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _command(process: psutil.Process) -> list[str]:
