@@ -29,7 +29,7 @@ from services.inference.builtin.drive import motion_of
 from services.inference.builtin.engine import BuiltinEngine
 from services.inference.engine import Drive
 from services.inference.wav2lip.files import FACE, GENERATOR, GENERATOR_INT8, PLAIN
-from services.inference.wav2lip.network import CAPABILITY, FacePart, Precision, Wav2LipNetwork
+from services.inference.wav2lip.network import FacePart, Precision, Wav2LipNetwork, precisions_of
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW
 from services.mel_features.mel import whole_file
 from services.mel_features.windows import Windows
@@ -102,8 +102,7 @@ class Entrant:
 
 def able() -> list[Precision]:
     """In what the processor computes, as OpenVINO tells; f32 first."""
-    told = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return [precision for precision, word in CAPABILITY.items() if word in told]
+    return precisions_of("CPU", ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def set_threads(threads: int) -> None:

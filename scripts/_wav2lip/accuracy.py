@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scripts._wav2lip.calibration import Samples
 from services.inference.wav2lip.network import Wav2LipNetwork
-from services.inference.wav2lip.split import FIRST_ROW
+from services.inference.wav2lip.network import masked as stacked
 
 __all__ = ["BATCH", "Accuracy", "compare", "draw_lower", "stacked"]
 
@@ -63,11 +63,3 @@ def draw_lower(network: Wav2LipNetwork, held_out: Samples) -> Float32:
         parts = network.prepare(held_out.crops[at : at + BATCH])
         drawn.append(network.draw_exactly(parts, held_out.mels[at : at + BATCH]))
     return np.concatenate(drawn)
-
-
-def stacked(crops: npt.NDArray[np.uint8]) -> Float32:
-    """Input of the plain network, (n, 6, 96, 96), BGR 0..1, of crops (n, 96, 96, 3): lower half black, then whole."""
-    whole = crops.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(PEAK)
-    masked = whole.copy()
-    masked[:, :, FIRST_ROW:] = 0.0
-    return np.concatenate([masked, whole], axis=1)

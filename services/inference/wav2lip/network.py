@@ -17,12 +17,23 @@ from services.inference.wav2lip.files import (
     GENERATOR,
     GENERATOR_INT8,
     PLAIN,
-    Manifest,
     read_manifest,
 )
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW, SKIPS, SplitError, split
 
-__all__ = ["FACE_SIZE", "LOWER_ROWS", "MEL_BANDS", "MEL_FRAMES", "FacePart", "Precision", "Wav2LipNetwork"]
+__all__ = [
+    "FACE_SIZE",
+    "GATE_DB",
+    "LOWER_ROWS",
+    "MEL_BANDS",
+    "MEL_FLOOR",
+    "MEL_FRAMES",
+    "FacePart",
+    "Precision",
+    "Wav2LipNetwork",
+    "masked",
+    "precisions_of",
+]
 
 Precision = Literal["f32", "bf16", "f16", "int8"]
 
@@ -118,7 +129,7 @@ class Wav2LipNetwork:
             return [FacePart(crop, ()) for crop in crops]
         parts = []
         for crop in crops:
-            found = self._face.infer({FACES: _masked(crop[None])}, share_inputs=True)
+            found = self._face.infer({FACES: masked(crop[None])}, share_inputs=True)
             parts.append(FacePart(crop, tuple(found[name].copy() for name in SKIPS)))
         return parts
 
@@ -144,8 +155,8 @@ class Wav2LipNetwork:
             crops = np.stack([part.crop for part in parts])
             return np.ascontiguousarray(self._whole(self._request, crops, mels)[:, :, FIRST_ROW:])
         inputs: dict[str, Float32] = {AUDIO: np.ascontiguousarray(mels[:, None], np.float32)}
+        one = all(part is parts[0] for part in parts)
         for k, name in enumerate(SKIPS):
-            one = all(part is parts[0] for part in parts)
             inputs[name] = parts[0].skips[k] if one else np.concatenate([part.skips[k] for part in parts])
         return np.asarray(self._request.infer(inputs, share_inputs=True)[0], np.float32).copy()
 
@@ -210,7 +221,7 @@ class Wav2LipNetwork:
 
     def _candidates(self, able: list[Precision]) -> list[Precision]:
         """Precisions worth timing, the most exact first."""
-        reports = self.manifest.precisions if isinstance(self.manifest, Manifest) else {}
+        reports = self.manifest.precisions if self.manifest is not None else {}
         good = [name for name in able if name not in reports or reports[name].worst_psnr_db >= GATE_DB]
         if self._folder is None or "int8" not in reports or not (self._folder / GENERATOR_INT8).is_file():
             good = [name for name in good if name != "int8"]
@@ -227,10 +238,7 @@ class Wav2LipNetwork:
                     f"{', '.join(self._core.available_devices)}: set MOUTHPIECE_DEVICE to one of them"
                 ) from error
             words = ["FP32"]
-        able: list[Precision] = [name for name in get_args(Precision) if CAPABILITY[name] in words]
-        if self._device == "CPU" and not _multiplies_bytes():
-            able = [name for name in able if name != "int8"]
-        return able
+        return precisions_of(self._device, words)
 
     def _in(self, generator: Any, precision: Precision) -> Any:
         """The generator in a precision, ready to run."""
@@ -277,7 +285,7 @@ class Wav2LipNetwork:
 
     def _whole(self, request: Any, crops: Pixels, mels: Float32) -> Float32:
         """Run the plain network, in pieces of its own batch if that is fixed; (n, 3, 96, 96)."""
-        faces = _masked(crops)
+        faces = masked(crops)
         sounds = np.ascontiguousarray(mels[:, None], np.float32)
         size = self._batch or len(faces)
         drawn = []
@@ -289,6 +297,17 @@ class Wav2LipNetwork:
                 raise ValueError(f"the network's output is {output.shape}: must be {(size, *OUTPUT_SHAPE)}; {REMEDY}")
             drawn.append(output[:count].copy())
         return np.concatenate(drawn)
+
+
+def precisions_of(device: str, words: Sequence[str]) -> list[Precision]:
+    """In what a device computes well, the most exact first.
+
+    Args:
+        device: OpenVINO device.
+        words: its OPTIMIZATION_CAPABILITIES.
+    """
+    able: list[Precision] = [name for name in get_args(Precision) if CAPABILITY[name] in words]
+    return able if device != "CPU" or _multiplies_bytes() else [name for name in able if name != "int8"]
 
 
 def _multiplies_bytes() -> bool:
@@ -307,7 +326,7 @@ def _folder_of(model: Path) -> Path | None:
     return model.parent if model.name == PLAIN and (model.parent / GENERATOR).is_file() else None
 
 
-def _masked(crops: Pixels) -> Float32:
+def masked(crops: Pixels) -> Float32:
     """Input of the network, (n, 6, 96, 96), 0..1: the faces with black lower halves, then whole."""
     whole = crops.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255.0)
     black = whole.copy()
