@@ -148,8 +148,12 @@ BUILTIN_LEVEL_DIFFERENCE: Final = 0.04
 """mean change of the opening, of the widest one, when the recording is 14 dB quieter"""
 BUILTIN_NOISE_SHARE: Final = 0.05
 """of the widest opening, in white noise at -50 dB of full scale"""
-BUILTIN_CLOSURE_SHARE: Final = 0.15
-"""of the widest opening, between the vowels of apapa"""
+BUILTIN_CLOSURES: Final = 0.90
+"""of the p, b, m that synthesisers speak: inner lips within 15 % of the 90th percentile of the opening"""
+BUILTIN_WIDER: Final = 0.95
+"""of the pairs of an open and a close vowel: the open one opens wider"""
+BUILTIN_NARROWER: Final = 0.90
+"""of the pairs of /u/ and /i/: /u/ is narrower"""
 BUILTIN_REST_GAP: Final = 0.06
 """gap of the lips at rest measured by FaceMesh on a photo that shows teeth, eye distances"""
 BUILTIN_OPENED_GAP: Final = 0.15
@@ -257,3 +261,95 @@ BENCHMARK_F32_DIFFERENCE: Final = 1e-4
 """of a pixel value, 0..1, between any two ways to compute in 32 bits, on random weights"""
 BENCHMARK_DEADLINE_S: Final = 300.0
 """for one run of the script, on a machine that does other things as well"""
+
+# Speech of synthesisers (tests/unit/test_phonemes.py)
+PHONEMES_CLOSURE_ERROR_S: Final = 0.025
+"""median; flite's labels are 22 ms before the sound"""
+PHONEMES_HISS_ERROR_S: Final = 0.020
+PHONEMES_LEAST_CASES: Final = 3
+PHONEMES_TRAINING_TEXTS: Final = 115
+PHONEMES_PRESSED: Final = 0.85
+"""of 1, while the lips of p, b and m meet"""
+PHONEMES_OPEN_VOWEL: Final = 0.7
+"""of 1, that an /a/ between closures reaches"""
+PHONEMES_VOWEL_DIFFERENCE: Final = 0.3
+PHONEMES_REST: Final = 0.02
+PHONEMES_STEP: Final = 0.25
+"""in 5 ms"""
+
+# scripts/evaluate (tests/unit/test_evaluate.py)
+EVALUATE_LAGGED_R: Final = 0.9
+"""of a mouth that is two frames late, as it stands"""
+EVALUATE_LAG_MS: Final = 6.0
+EVALUATE_UNRELATED_DISTANCE: Final = 0.15
+EVALUATE_SAME_DISTANCE: Final = 0.2
+"""at the right lag; the ends of the track are others"""
+EVALUATE_LATE_CLOSED: Final = 0.8
+"""share of closures that a mouth meets that is four frames late"""
+EVALUATE_OWN_OPENING: Final = 0.97
+"""r of what the engine makes with a clip that it made itself, seen by FaceMesh"""
+EVALUATE_OWN_WIDTH: Final = 0.75
+EVALUATE_OWN_JAW: Final = 0.8
+EVALUATE_OWN_DRAWN: Final = 0.95
+"""r of all three, both of them drawn"""
+EVALUATE_OWN_DISTANCE: Final = 0.2
+EVALUATE_OWN_SHARPNESS: Final = 0.2
+EVALUATE_SILENT_OPENING: Final = 0.05
+"""of the largest in speech"""
+EVALUATE_DEADLINE_S: Final = 180.0
+"""for one run of the script, on a machine that does other things as well"""
+
+# The life of faces (tests/unit/test_builtin_life.py)
+LIFE_BLINKS_A_MINUTE: Final = (14.0, 20.0)
+"""people at rest: 17 (Bentivoglio et al. 1997)"""
+LIFE_PAIR_S: Final = 0.7
+"""what follows sooner is the second of a pair"""
+LIFE_PAIRS: Final = (0.05, 0.2)
+LIFE_WAIT_S: Final = (1.4, 6.1)
+"""from one blink to the next; after the second of a pair it is shorter"""
+LIFE_WAIT_SPREAD_S: Final = 0.5
+LIFE_FALL_FRAMES: Final = 4
+"""to the first in which the eye is closed"""
+LIFE_RISE_FRAMES: Final = (4, 6)
+LIFE_LID_STEP: Final = 0.8
+"""of the whole way, in a frame"""
+LIFE_HEAD_MOST: Final = 0.02
+"""eye distances"""
+LIFE_HEAD_LEAST: Final = 0.001
+LIFE_HEAD_STEP: Final = 0.001
+LIFE_ROLL_MOST_DEG: Final = 0.5
+LIFE_ROLL_STEP_DEG: Final = 0.03
+LIFE_IRIS_LIGHT: Final = 0.5
+"""share of the skin's light; a lid has 0.7 or more"""
+LIFE_WHITE_LIGHT: Final = 1.25
+LIFE_IRIS_SHARE: Final = 0.15
+"""of the open eye that is darker"""
+LIFE_WHITE_LEFT: Final = 0.01
+LIFE_CLEAR_PIXELS: Final = 50
+LIFE_ROUNDING: Final = 2
+LIFE_NEARLY_OPEN: Final = 1.0
+LIFE_RIM_CHANGE: Final = 4.0
+"""mean, of 255"""
+LIFE_SEAM: Final = 3
+LIFE_CARRIED: Final = 1.3
+"""mean difference of a moved head from the same picture moved as a whole, of 255"""
+LIFE_SHARPNESS: Final = 0.75
+"""of the spread of the Laplacian, at the worst part of a pixel"""
+
+# The training of the built-in engine (tests/unit/test_train_builtin.py)
+BUILTIN_HALF_ERROR: Final = 0.02
+"""largest difference of what the network says by its weights in 16 bits, random weights"""
+BUILTIN_TOY_CORRELATION: Final = 0.6
+"""with the speaker, of a small network that learned for some seconds on mouths that open with the loudness"""
+
+# How the built-in engine looks (tests/unit/test_builtin_warp.py)
+BUILTIN_CROSSED: Final = 0.03
+"""how far the lines of the lips may pass through each other before they are led back, eye distances"""
+BUILTIN_JUMP: Final = 24.0
+"""second difference of a pixel in steps of a thousandth of the eye distance, grey levels"""
+BUILTIN_TEETH_WIDTH: Final = 0.5
+"""of the row that is covered without a gap, eye distances"""
+BUILTIN_ROUNDING: Final = 2
+"""between the colours of a grey pixel"""
+BUILTIN_DARK_LINE: Final = 0.55
+"""brightness of the line between lips that nearly touch, as a share of that of the skin"""
