@@ -163,6 +163,8 @@ class Credit(Message, frozen=True):
     """video frames by which the window is moved (Wav2Lip's training alignment: -1)"""
     faces: Annotated[tuple[Name, ...], msgspec.Meta(max_length=256)]
     """faces that it holds prepared"""
+    in_silence: bool = False
+    """whether it wants the windows of silence too, because its faces live there"""
 
 
 class Face(Message, frozen=True):

@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """in which engine wav2lip computes; auto: the fastest that the processor has and that is near to the original"""
     alignment: Literal["training", "inference"] = "training"
     """mel window of engine wav2lip: as in its training, or as in its inference script (40 ms later)"""
+    life: Literal["yes", "no"] = "yes"
+    """whether faces of engine builtin blink and sway a little, in silence too; no: only the mouth moves"""
     detector: Literal["blazeface", "retinaface"] = "blazeface"
     """what finds faces; retinaface needs its converted weights (scripts/fetch_models mobilenet)"""
     device: Annotated[str, msgspec.Meta(pattern=r"^[A-Z0-9.,:_-]+$", max_length=64)] = "CPU"

@@ -147,7 +147,9 @@ BUILTIN_LOUDNESS_LAG_MS: Final = 60.0
 BUILTIN_LEVEL_DIFFERENCE: Final = 0.04
 """mean change of the opening, of the widest one, when the recording is 14 dB quieter"""
 BUILTIN_NOISE_SHARE: Final = 0.05
-"""of the widest opening, in white noise at -50 dB of full scale"""
+"""of the widest opening, in white noise at -50 dB of full scale, behind the voice gate; in pauses without it"""
+BUILTIN_UNGATED_NOISE_SHARE: Final = 0.15
+"""the same without the voice gate"""
 BUILTIN_CLOSURES: Final = 0.90
 """of the p, b, m that synthesisers speak: inner lips within 15 % of the 90th percentile of the opening"""
 BUILTIN_WIDER: Final = 0.95
@@ -288,7 +290,8 @@ EVALUATE_LATE_CLOSED: Final = 0.8
 """share of closures that a mouth meets that is four frames late"""
 EVALUATE_OWN_OPENING: Final = 0.97
 """r of what the engine makes with a clip that it made itself, seen by FaceMesh"""
-EVALUATE_OWN_WIDTH: Final = 0.75
+EVALUATE_OWN_WIDTH: Final = 0.65
+"""a coefficient is not the width that FaceMesh sees: opening narrows the mouth"""
 EVALUATE_OWN_JAW: Final = 0.8
 EVALUATE_OWN_DRAWN: Final = 0.95
 """r of all three, both of them drawn"""
@@ -345,7 +348,7 @@ BUILTIN_TOY_CORRELATION: Final = 0.6
 # How the built-in engine looks (tests/unit/test_builtin_warp.py)
 BUILTIN_CROSSED: Final = 0.03
 """how far the lines of the lips may pass through each other before they are led back, eye distances"""
-BUILTIN_JUMP: Final = 24.0
+BUILTIN_JUMP: Final = 12.0
 """second difference of a pixel in steps of a thousandth of the eye distance, grey levels"""
 BUILTIN_TEETH_WIDTH: Final = 0.5
 """of the row that is covered without a gap, eye distances"""

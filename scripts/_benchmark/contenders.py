@@ -25,7 +25,6 @@ from scripts._wav2lip.accuracy import stacked
 from scripts._wav2lip.calibration import DEMO_FACE, DEMO_SPEECH, FACE_MODELS
 from scripts._wav2lip.network import Wav2Lip
 from services.face_prep.face import FaceMaker
-from services.inference.builtin.drive import motion_of
 from services.inference.builtin.engine import BuiltinEngine
 from services.inference.engine import Drive
 from services.inference.wav2lip.files import FACE, GENERATOR, GENERATOR_INT8, PLAIN
@@ -284,8 +283,10 @@ class _Builtin:
         self._state = self._engine.prepare(FaceMaker(FACE_MODELS).make("demo", DEMO_FACE.read_bytes()))
         sound, _ = soundfile.read(DEMO_SPEECH, dtype="float32")
         windows = Windows(self._engine.window).push(0, whole_file(sound))
-        moving = [mel for _, mel in windows if np.any(motion_of(mel, 1.0).coefficients)]
-        self._drives = itertools.cycle([Drive(mel=mel, gain=1.0) for mel in moving])
+        drives = [Drive(mel=mel, gain=1.0) for _, mel in windows]
+        motions = self._engine.motions(drives)
+        moving = [each for each, motion in zip(drives, motions, strict=True) if np.any(motion.coefficients)]
+        self._drives = itertools.cycle(moving)
 
     def call(self, crops: Pixels, mels: Float32) -> Call:  # noqa: ARG002  # it has a face and a voice of its own
         states = [self._state] * len(mels)

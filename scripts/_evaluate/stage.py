@@ -18,7 +18,9 @@ from scripts._render.compose import lay
 from services.face_prep.face import FaceMaker
 from services.face_prep.landmarks import FaceMesh, Landmarks
 from services.inference.builtin.basis import MotionBasis
+from services.inference.builtin.drive import Motion
 from services.inference.builtin.engine import MODELS, BuiltinEngine
+from services.inference.builtin.warp import FaceWarp
 from services.inference.engine import Drive, Engine, Rendered
 from shared.messages import Face
 
@@ -50,13 +52,13 @@ class _Watched(BuiltinEngine):
 
     def __init__(self, models: Path) -> None:
         super().__init__(models)
-        self.motions: list[Floats] = []
+        self.seen: list[Floats] = []
         self.drawing = True
 
-    def posed(self, state: Any, motion: Any, *rest: Any, **more: Any) -> Rendered:
+    def posed(self, state: FaceWarp, motion: Motion) -> Rendered:
         """Write the motion down, and draw it."""
-        self.motions.append(np.asarray(getattr(motion, "coefficients", motion), np.float32))
-        return super().posed(state, motion, *rest, **more) if self.drawing else NOTHING
+        self.seen.append(motion.coefficients)
+        return super().posed(state, motion) if self.drawing else NOTHING
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Stage:
         kept: dict[int, Pixels] = {}
         last = Landmarks(self.face.landmarks, 1.0)
         if driver.watched is not None:
-            driver.watched.motions.clear()
+            driver.watched.seen.clear()
             driver.watched.drawing = drawn
         for first in range(0, frames, AT_ONCE):
             numbers = range(first, min(first + AT_ONCE, frames))
@@ -202,10 +204,10 @@ class Stage:
                     sharp.append(_detail(picture, found.points) / max(self._sharp, 1e-6))
                 if k in keep:
                     kept[k] = picture
-        if driver.watched is not None and len(driver.watched.motions) != frames:
+        if driver.watched is not None and len(driver.watched.seen) != frames:
             raise RuntimeError("BuiltinEngine.render no longer draws each frame by posed(), where its motion is read")
         return Played(
-            motion=np.stack(driver.watched.motions) if driver.watched is not None and frames else None,
+            motion=np.stack(driver.watched.seen) if driver.watched is not None and frames else None,
             points=np.stack(points) if points else None,
             seen=seen if drawn else np.ones(frames, bool),
             sharpness=float(np.nanmedian(sharp)) if np.isfinite(sharp).any() else float("nan"),

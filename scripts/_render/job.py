@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -26,8 +26,9 @@ from scripts._render.faces import Box, BoxStore, Choice, Follower, checked_box, 
 from scripts._render.video import Change, Clip, Mp4, RenderError
 from services.face_prep.face import FaceMaker
 from services.face_prep.image import MAX_BYTES, PNG_SIGNATURE, decode
-from services.inference.builtin.engine import BuiltinEngine
-from services.inference.engine import Drive, MelWindow
+from services.inference.builtin.engine import BuiltinEngine, LivingEngine
+from services.inference.builtin.life import FRAMES_A_SECOND
+from services.inference.engine import Drive, Engine, MelWindow
 from services.inference.wav2lip.files import MANIFEST, PLAIN
 from services.inference.wav2lip.network import FacePart, Wav2LipNetwork
 from shared.messages import Face
@@ -72,6 +73,8 @@ class Job:
     static: bool = False
     fps: float = 25.0
     """of a photo"""
+    still: bool = False
+    """engine builtin: nothing but the mouth moves"""
     batch: int = 8
     loop: Literal["pingpong", "repeat"] = "pingpong"
     choice: Choice = field(default_factory=Choice)
@@ -333,14 +336,16 @@ def _drawn(job: Job, network: Wav2LipNetwork, sound: Sound, shots: Iterator[_Sho
 
 def _builtin_shots(job: Job, photo: Pixels, sound: Sound) -> tuple[tuple[int, ...], Generator[_Shot]]:
     """All frames, drawn by the built-in engine; and the shape of a frame."""
-    engine = BuiltinEngine()
+    engine: Engine[Any] = BuiltinEngine() if job.still else LivingEngine(BuiltinEngine())
     face = _face(job, photo)
     state = engine.prepare(face)
 
     def shots() -> Generator[_Shot]:
         for number in range(sound.frames):
             gain = sound.gains[number] if number < len(sound.gains) else 0.0
-            (rendered,) = engine.render([state], [Drive(sound.window(number, engine.window, "silence"), gain)])
+            mel = sound.window(number, engine.window, "silence")
+            moment = float(number * FRAMES_A_SECOND / sound.rate_hz)
+            (rendered,) = engine.render([state], [Drive(mel, gain, face.face, moment)])
             frame = face.photo.copy()
             lay(frame, rendered)
             yield _Shot(number, frame, face.box)

@@ -27,6 +27,8 @@ class MelWindow:
     """mel frames from the start on"""
     shift: int = 0
     """video frames"""
+    in_silence: bool = False
+    """whether frames are wanted in silence too, where the mouth rests and the face lives"""
 
     @property
     def length(self) -> int:
@@ -42,6 +44,10 @@ class Drive:
     """log-mel window, (80, length), -4..4"""
     gain: float
     """voice gate: 1 in speech, 0 in silence (the mouth at rest)"""
+    session: str = ""
+    """whose face; an engine whose faces live of themselves takes their chance from it"""
+    frame: float = 0.0
+    """place on the session's time line, 25 a second; at 0 a face is as in the photo"""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from services.inference.builtin.basis import BasisError
-from services.inference.builtin.engine import BuiltinEngine
+from services.inference.builtin.drive import SpeechError
+from services.inference.builtin.engine import BuiltinEngine, LivingEngine
 from services.inference.engine import Engine
 from shared.settings import Settings
 
@@ -33,6 +34,8 @@ def load(settings: Settings) -> tuple[Engine[Any], dict[str, str]]:
     else:
         try:
             engine = BuiltinEngine(settings.models_path / "builtin")
-        except BasisError as error:
+            if settings.life == "yes":
+                engine = LivingEngine(engine)
+        except (BasisError, SpeechError) as error:
             raise ValueError(str(error)) from error
     return engine, {**told, **engine.info}

@@ -91,7 +91,7 @@ class Inference:
         for work in batch:
             self._states.move_to_end(work.face)
         states = [self._states[work.face] for work in batch]
-        drives = [Drive(mel=work.mel, gain=work.gain) for work in batch]
+        drives = [Drive(work.mel, work.gain, work.session, work.frame) for work in batch]
         began_s = time.perf_counter()
         rendered = self._engine.render(states, drives)
         took_ms = (time.perf_counter() - began_s) * 1000.0
@@ -107,7 +107,7 @@ class Inference:
                 work.captured_ns,
                 took_ms,
                 picture,
-                rest=work.gain == 0.0,
+                rest=work.gain == 0.0 and not self._engine.window.in_silence,
             )
 
     def _send_patch(
@@ -186,6 +186,7 @@ class Inference:
                 back=window.back,
                 ahead=window.ahead,
                 shift=window.shift,
+                in_silence=window.in_silence,
                 faces=tuple(self._states),
             ),
         )

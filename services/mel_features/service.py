@@ -98,7 +98,9 @@ class MelFeatures:
         if track is None or track.epoch != sound.epoch or track.stream != sound.stream:
             track = session.track = Track(sound.epoch, sound.stream)
         engine = self._pool.engine()
-        track.set_window(None if engine is None else MelWindow(engine.back, engine.ahead, engine.shift))
+        track.set_window(
+            None if engine is None else MelWindow(engine.back, engine.ahead, engine.shift, engine.in_silence)
+        )
         if not self._pool.holds(session.state.face):
             track.tell_rest()
         lost = track.lost_samples

@@ -21,7 +21,8 @@ __all__ = ["Due", "Track"]
 HISTORY: Final = 256
 """mel frames kept, so that an engine that comes late finds what lies behind"""
 REST_EVERY: Final = 25
-"""in silence one frame in so many is made, so that a worker or player that came late learns of the rest"""
+"""in silence one frame in so many is made, so that a worker or player that came late learns of the rest; all of them
+for an engine whose faces live in silence"""
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,13 @@ class Track:
         return list(self._voiced(self._windows.push(first, frames)))
 
     def _voiced(self, cut: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> Iterable[Due]:
-        """Leave out the frames of silence but the first and, from time to time, one more."""
+        """Leave out the frames of silence but the first and, from time to time, one more; unless all are wanted."""
+        lives = self._window is not None and self._window.in_silence
         for frame, mel in cut:
             gain = self._gate.gain_at(frame * FRAME_SAMPLES + FRAME_SAMPLES // 2)
             if gain == 0.0:
                 self._silent += 1
-                if self._silent % REST_EVERY != 1:
+                if self._silent % REST_EVERY != 1 and not lives:
                     self.silent_frames += 1
                     continue
             else:

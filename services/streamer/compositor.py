@@ -31,11 +31,11 @@ def compose(photo: npt.NDArray[np.uint8], patch: Patch | None) -> npt.NDArray[np
     if top >= bottom or left >= right:
         return photo
     rows, columns = slice(top - patch.y, bottom - patch.y), slice(left - patch.x, right - patch.x)
-    share = patch.mask[rows, columns, None].astype(np.uint16)
+    share = patch.mask[rows, columns].astype(np.float32) / np.float32(255)
     out = photo.copy()
-    under = out[top:bottom, left:right].astype(np.uint16)
-    over = patch.image[rows, columns].astype(np.uint16)
-    out[top:bottom, left:right] = (over * share + under * (255 - share) + 127) // 255
+    under = np.ascontiguousarray(out[top:bottom, left:right])
+    over = np.ascontiguousarray(patch.image[rows, columns])
+    out[top:bottom, left:right] = cv2.blendLinear(over, under, share, 1 - share)
     return out
 
 

@@ -60,8 +60,8 @@ class Streamer:
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
-        self._photo: npt.NDArray[np.uint8] = marked(photos.demo_picture, *mark)
-        self._frame = Frame(seq=0, image=self._photo)
+        self._photo: npt.NDArray[np.uint8] = photos.demo_picture
+        self._frame = Frame(seq=0, image=marked(self._photo, *mark))
         self._patch: Patch | None = None
         self._rest: Patch | None = None
         self._stream = ""
@@ -158,7 +158,7 @@ class Streamer:
             if answer.face != self.book.state.face:
                 self.book.change_face(answer.face)
                 self._told_s = float("-inf")
-            self._photo = marked(answer.photo, *self._mark)
+            self._photo = answer.photo
             self._patch = self._rest = None
             self._renew(None)
 
@@ -256,7 +256,7 @@ class Streamer:
     def _renew(self, patch: Patch | None) -> None:
         """Make the picture to publish from here on."""
         self._patch = patch
-        picture = compose(self._photo, patch)
+        picture = marked(compose(self._photo, patch), *self._mark)
         self._frame = Frame(
             seq=self._frame.seq + 1,
             image=picture,

@@ -23,7 +23,8 @@ PICTURE_IS_THERE = "() => document.querySelector('#picture').naturalWidth > 100"
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The services as they are after a start without autostart."""
-    with Stack(tmp_path_factory.mktemp("quiet") / "var", {"MOUTHPIECE_AUTOSTART": "no"}) as running:
+    settings = {"MOUTHPIECE_AUTOSTART": "no", "MOUTHPIECE_LIFE": "no"}
+    with Stack(tmp_path_factory.mktemp("quiet") / "var", settings) as running:
         yield running
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import skimage.data
 
 from services.face_prep.face import FaceMaker
 from services.face_prep.landmarks import FaceMesh, Landmarks
-from services.inference.builtin import drive, mouth, warp
-from services.inference.builtin.basis import STABLE, BasisError, MotionBasis, similarity
+from services.inference.builtin import drive, lips, mouth, teeth, warp
+from services.inference.builtin.basis import STABLE, BasisError, MotionBasis, Pose, similarity
 from services.inference.builtin.drive import Motion
 from services.inference.builtin.engine import MODELS, BuiltinEngine
+from services.inference.builtin.pictures import LUMA, grey_of
 from services.inference.engine import Drive, Rendered
 from services.mel_features.mel import MEL_FLOOR
 from shared.messages import Face
@@ -155,8 +158,8 @@ def test_painted_teeth_keep_their_light_and_place(engine: BuiltinEngine, drawn: 
     assert teeth.any()
     blue, green, red = np.median(interior.skull[teeth], axis=0)
     assert red > green > blue  # ivory, not grey
-    luma = interior.skull[teeth] @ mouth.LUMA
-    skin = drawn.photo[300, 200] @ mouth.LUMA
+    luma = interior.skull[teeth] @ LUMA
+    skin = drawn.photo[300, 200] @ LUMA
     assert 0.6 * skin < np.median(luma) < 1.4 * skin
 
 
@@ -242,7 +245,7 @@ def test_basis_means_what_it_says():
 
 
 def test_missing_or_broken_basis_says_what_to_do(tmp_path: Path):
-    with pytest.raises(BasisError, match="make_motion_basis"):
+    with pytest.raises(BasisError, match="scripts/"):
         BuiltinEngine(tmp_path)
     (tmp_path / "motion.npz").write_bytes(b"no zip")
     with pytest.raises(BasisError, match="restore it"):
@@ -255,3 +258,179 @@ def test_missing_or_broken_basis_says_what_to_do(tmp_path: Path):
 def test_as_many_states_as_drives(engine: BuiltinEngine):
     with pytest.raises(ValueError, match="argument"):
         engine.render([], [Drive(np.zeros((80, engine.window.length), np.float32), 1.0)])
+
+
+def corner_motions() -> list[Motion]:
+    """All corners of what a motion may be."""
+    ranges = ((0.0, 0.40), (-0.17, 0.10), (-0.02, 0.08), (-0.01, 0.03))
+    return [Motion(*values) for values in itertools.product(*ranges)]
+
+
+def test_whatever_is_asked_for_lips_do_not_cross_nor_the_picture_fold(
+    engine: BuiltinEngine, smiling: Face, drawn: Face
+):
+    for face in (smiling, drawn):
+        state = engine.prepare(face)
+        for motion in corner_motions():
+            amounts = warp._amounts(motion.coefficients)
+            lines = [each.line + np.tensordot(amounts, each.line_moves, 1) for each in (state.upper, state.lower)]
+            crossed = -((lines[1] - lines[0]) @ state.down) / state.unit
+            assert crossed.max() <= budgets.BUILTIN_CROSSED
+            for layer in (state.upper, state.lower):
+                moved = np.tensordot(amounts, layer.fields, 1) / state.cell
+                down = np.diff(moved[..., 1], axis=0)
+                assert down.min() > -1  # no row overtakes the one below it
+            assert engine.posed(state, motion).image.shape == (*state.mask.shape, 3)
+
+
+def test_what_no_mouth_can_do_is_led_back_softly():
+    rest = warp._amounts(REST.coefficients)
+    assert rest.tolist() == [0, 0, 0, 0, 0, 1]
+    for motion in SHAPES[:3]:
+        assert warp._amounts(motion.coefficients)[:2] == pytest.approx(motion.coefficients[:2], abs=0.005)
+    narrow = [warp._amounts(Motion(opened, -0.17, 0, 0).coefficients)[1] for opened in np.linspace(0, 0.4, 81)]
+    assert narrow[0] == pytest.approx(-0.17, abs=0.01)
+    assert narrow[-1] > -0.12  # a wide open mouth is not as narrow
+    assert np.abs(np.diff(narrow)).max() < 0.003
+    assert warp._amounts(Motion(0, 0, -0.02, 0).coefficients)[2] > -0.01  # no room to come down
+    assert warp._amounts(Motion(0.3, 0, 0, 0.03).coefficients)[3] == 0  # lips far apart are not pressed
+
+
+def test_slow_motion_does_not_flicker(engine: BuiltinEngine, smiling: Face, drawn: Face):
+    """The edges of the lips move by parts of a pixel."""
+    for face in (smiling, drawn):
+        state = engine.prepare(face)
+        slow = [Motion(0.02 + 0.001 * k, 0.0005 * k, 0.0001 * k, 0) for k in range(30)]
+        frames = np.array([engine.posed(state, motion).image for motion in slow], np.float32).mean(axis=3)
+        jumps = np.abs(np.diff(frames, 2, axis=0))
+        assert jumps.max() <= budgets.BUILTIN_JUMP
+
+
+def parted(drawn: Face, between: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The drawing with its lips 0.12 eye distances apart and that colour between them; its lines and down."""
+    unit = 110.0
+    points = drawn.landmarks[:, :2]
+    upper, lower = points[list(warp.UPPER_LINE)].copy(), points[list(warp.LOWER_LINE)].copy()
+    lower[1:-1, 1] += 0.12 * unit
+    photo = drawn.photo.copy()
+    red = np.round(points[list(warp.OUTER_LINE)] + [0, 0.06 * unit]).astype(np.int32)
+    cv2.fillPoly(photo, [red], (90, 90, 180), cv2.LINE_AA)
+    cv2.fillPoly(photo, [np.round(np.concatenate([upper, lower[::-1]])).astype(np.int32)], between, cv2.LINE_AA)
+    return photo, upper, lower, np.array([0, 1], np.float32)
+
+
+def test_teeth_of_a_photo_are_found_a_light_on_the_lip_is_none(drawn: Face):
+    photo, upper, lower, down = parted(drawn, (205, 220, 230))
+    shown = lips.shown_teeth(photo, upper, lower, down, 110.0)
+    assert shown is not None
+    assert shown.known.sum() > 500
+    above = upper[5].astype(int) - [0, 6]
+    assert shown.share[above[1], above[0]] > 0.9  # what the lip hides of them is there too
+    assert not shown.known[above[1], above[0]]
+    assert lips.length_of(shown, upper, down, 110.0) == pytest.approx(0.12 * 110, abs=4)
+    grey = lips.shown_teeth(grey_of(photo), upper, lower, down, 110.0)
+    assert grey is not None
+    assert grey.known.sum() > 500
+    lit = (125, 125, 215)  # the colour of the lips, a little brighter
+    assert lips.shown_teeth(*parted(drawn, lit), 110.0) is None
+    dark = lips.shown_teeth(*parted(drawn, (20, 15, 30)), 110.0)
+    assert dark is None or not dark.known.any()
+
+
+def test_teeth_that_a_photo_hides_are_painted_beside_those_that_it_shows(engine: BuiltinEngine, drawn: Face):
+    """Of the row only the two in the middle are seen."""
+    photo, upper, lower, _ = parted(drawn, (25, 20, 45))
+    left, top = np.round(upper[5]).astype(int) - [14, 0]
+    photo[top + 1 : top + 9, left : left + 28] = (190, 210, 225)
+    landmarks = drawn.landmarks.copy()
+    landmarks[list(warp.LOWER_LINE), :2] = lower
+    inner = engine.prepare(msgspec.structs.replace(drawn, photo=photo, landmarks=landmarks)).interior
+    row = top + 4 - (inner.y + drawn.mask_y)
+    assert inner.skull_share[row, left + 14 - (inner.x + drawn.mask_x)] > 0.9
+    assert inner.skull[row, left + 14 - (inner.x + drawn.mask_x)] @ LUMA > 190
+    covered = np.flatnonzero(inner.skull_share[row] > 0.9)
+    assert (np.diff(covered) == 1).all()
+    assert np.ptp(inner.sideways[row, covered]) > budgets.BUILTIN_TEETH_WIDTH
+    # Nor do they hang below those that are seen.
+    below = top + 13 - (inner.y + drawn.mask_y)
+    assert inner.skull_share[below].max() < 0.5
+
+
+def recoloured(face: Face, factors: tuple[float, float, float]) -> Face:
+    return msgspec.structs.replace(face, photo=np.clip(face.photo * np.array(factors), 0, 255).astype(np.uint8))
+
+
+def test_teeth_are_lit_like_the_face(engine: BuiltinEngine, drawn: Face):
+    """Ivory in white light, yellower under varnish, never green, darker in the dark, grey in a grey photo."""
+    lights = {
+        name: mouth.light_of(face.photo, face.landmarks, 110.0)
+        for name, face in {
+            "white": drawn,
+            "varnish": recoloured(drawn, (0.5, 0.95, 0.95)),
+            "dark": recoloured(drawn, (0.4, 0.4, 0.4)),
+            "grey": msgspec.structs.replace(drawn, photo=grey_of(drawn.photo)),
+        }.items()
+    }
+    for light in lights.values():
+        blue, green, red = light.teeth
+        assert red >= 0.999 * green
+        assert blue <= 1.001 * green
+    assert (
+        lights["varnish"].teeth[0] / lights["varnish"].teeth[1]
+        < 0.9 * lights["white"].teeth[0] / lights["white"].teeth[1]
+    )
+    assert lights["dark"].teeth @ LUMA < 0.5 * lights["white"].teeth @ LUMA
+    assert np.ptp(lights["grey"].teeth) < 1
+    assert lights["grey"].coloured == 0
+    assert lights["white"].coloured == 1
+    grey = msgspec.structs.replace(drawn, photo=grey_of(drawn.photo))
+    image = engine.posed(engine.prepare(grey), Motion(0.27, 0, 0.03, 0)).image.astype(int)
+    assert np.ptp(image, axis=2).max() <= budgets.BUILTIN_ROUNDING
+
+
+def test_a_blurred_photo_gets_a_blurred_mouth(drawn: Face):
+    photo = drawn.photo.copy()
+    rng = np.random.default_rng(3)
+    eyes = drawn.landmarks[[33, 263], :2].mean(axis=0).astype(int)
+    photo[eyes[1] - 20 : eyes[1] + 20, eyes[0] - 60 : eyes[0] + 60] = np.kron(
+        rng.integers(0, 2, (10, 30, 1)) * 200, np.ones((4, 4, 3))
+    )
+    sharp = mouth.light_of(photo, drawn.landmarks, 110.0).blur
+    soft = mouth.light_of(np.asarray(cv2.GaussianBlur(photo, (0, 0), 2.0)), drawn.landmarks, 110.0).blur
+    assert sharp < 0.3
+    assert 1.0 < soft < 3.0
+
+
+def test_pursed_lips_hide_the_teeth(engine: BuiltinEngine, drawn: Face):
+    state = engine.prepare(drawn)
+    spread = engine.posed(state, Motion(0.09, 0.0, 0.01, 0)).image @ LUMA
+    pursed = engine.posed(state, Motion(0.09, -0.16, 0.01, 0)).image @ LUMA
+    middle = (state.upper.line[20] + 0.03 * state.unit * state.down).astype(int)
+    part = (slice(middle[1] - 2, middle[1] + 3), slice(middle[0] - 15, middle[0] + 16))
+    assert np.median(pursed[part]) < 0.5 * np.median(spread[part])
+
+
+def test_lips_that_nearly_touch_show_a_dark_line(engine: BuiltinEngine, drawn: Face):
+    """Not a light one, as if light fell in; else the mouth would flash whenever it opens."""
+    state = engine.prepare(drawn)
+    at = state.upper.line[20]
+    part = (slice(int(at[1]) - 3, int(at[1]) + 6), slice(int(at[0]) - 15, int(at[0]) + 16))
+    skin = np.median(drawn.photo[300:320, 180:200] @ LUMA)
+    for opened in (0.008, 0.014, 0.02):
+        rows = np.median(engine.posed(state, Motion(opened, 0, 0, 0)).image[part] @ LUMA, axis=1)
+        assert rows[2:6].max() < budgets.BUILTIN_DARK_LINE * skin
+
+
+def test_far_side_of_a_turned_row_is_foreshortened():
+    box = (0, 0, 120, 60)
+    angle = np.radians(30)
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]], np.float32)
+    shares = []
+    for rotation in (np.eye(3, dtype=np.float32), turn):
+        pose = Pose(100.0, rotation, np.zeros(3, np.float32))
+        arch = teeth.Arch.behind(pose, np.array([60, 20], np.float32), box)
+        _, share = teeth.painted(teeth.UPPER, np.full(3, 200, np.float32), np.full(3, 100, np.float32), arch, 1.0)
+        row = share[15]
+        shares.append((row[:60].sum(), row[60:].sum()))
+    assert shares[0][0] == pytest.approx(shares[0][1], rel=0.05)
+    assert min(shares[1]) < 0.8 * max(shares[1])

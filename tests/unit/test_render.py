@@ -142,7 +142,7 @@ def looked_at(path: Path) -> dict[str, Any]:
 
 def test_a_photo_speaks_with_the_builtin_engine(tmp_path: Path) -> None:
     say(tmp_path / "voice.wav", 1.5, 44_100)
-    job = make(tmp_path, output=tmp_path / "out.mp4", frames_dir=tmp_path / "frames", engine="auto")
+    job = make(tmp_path, output=tmp_path / "out.mp4", frames_dir=tmp_path / "frames", engine="auto", still=True)
     made = render(job, quiet)
     frames = pictures(tmp_path / "frames")
     assert (made.frames, made.faceless, made.engine) == (38, 0, "builtin")
@@ -161,6 +161,21 @@ def test_a_photo_speaks_with_the_builtin_engine(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "out.mp4", "voice.wav"]
     whole = (job.output or Path()).read_bytes()
     assert whole.index(b"moov") < whole.index(b"mdat"), "a browser can begin before the end has come"
+
+
+def test_a_photo_lives_while_it_speaks(tmp_path: Path) -> None:
+    """From the photo on its head begins to move, and does the same again in the next render."""
+    say(tmp_path / "voice.wav", 1.0, 16_000)
+    films = []
+    for name in ("one", "other"):
+        render(make(tmp_path, frames_dir=tmp_path / name, engine="builtin"), quiet)
+        films.append(pictures(tmp_path / name))
+    photo = cv2.imread(str(DEMO_FACE))
+    assert photo is not None
+    moved = [np.abs(frame[:190].astype(int) - photo[:190]).mean() for frame in films[0]]
+    assert moved[0] == 0
+    assert max(moved[-5:]) > 0
+    assert all(np.array_equal(one, other) for one, other in zip(*films, strict=True))
 
 
 def test_a_video_keeps_its_rate_and_its_pixels_outside_the_face(model: Path, tmp_path: Path) -> None:

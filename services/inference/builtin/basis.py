@@ -84,7 +84,7 @@ class MotionBasis:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise BasisError(
                 f"{path} cannot be read as a motion basis ({error}): restore it from the repository, or make it with "
-                "scripts/make_motion_basis",
+                "scripts/train_builtin --basis",
             ) from error
         if names != AXES or mean.shape != (POINTS, 3) or axes.shape != (len(AXES), POINTS, 3):
             raise BasisError(f"{path} is a motion basis of another version: restore it from the repository")

@@ -1,50 +1,61 @@
-"""Sound to motion: the mel window of one frame becomes a few numbers that say where the lips are.
+"""Sound to motion: a small network hears in the mel window of one frame where the lips are.
 
-The opening follows the loudness of the voiced band against the loudest of the last second, so it does not depend on the
-level of the recording; how far a loud vowel opens depends on its first formant, how wide it is on its second.
+The network (`models/builtin/speech.xml`, trained by scripts/train_builtin) sees one window and keeps no state, so any
+worker can do any frame. What is done here lays the window on one loudness, and makes sure that lips that nearly meet do
+meet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
-from services.inference.engine import MelWindow
+from services.inference.engine import Drive, MelWindow
 
-__all__ = ["WINDOW", "Motion", "motion_of"]
+__all__ = ["DB_A_UNIT", "OPEN_MOST", "REST", "WINDOW", "Motion", "Speech", "SpeechError", "on_level", "shaped"]
 
 Floats = npt.NDArray[np.float32]
 
-WINDOW: Final = MelWindow(back=80, ahead=7)
-"""1 s back to know the loudness of the voice; 7 frames, 100 ms with half of the STFT's own window, ahead."""
-
+WINDOW: Final = MelWindow(back=88, ahead=7)
+"""1.1 s back; 7 frames, 100 ms with half of the STFT's own window, ahead."""
 BANDS: Final = 80
-FRAME_OFFSET: Final = 1.6
-"""The middle of a video frame lies 20 ms after its beginning: 1.6 mel frames."""
+DB_A_UNIT: Final = 12.5
+"""dB for 1 of the log-mel scale"""
+FILE: Final = "speech.xml"
+SILENCE: Final = -3.9
+"""A window in which nothing is louder is digital silence."""
 
-# Loudness to opening, dB.
-RANGE_DB: Final = 23.0
-"""From the loudest to a closed mouth."""
-FLOOR_DB: Final = -42.0
-"""The loudest is never taken lower than this, so that the noise of a room does not speak."""
-FORGET_DB: Final = 0.15
-"""How much less a mel frame counts as the loudest for each frame that it lies back."""
-NOISE_DB: Final = 6.0
-"""The mouth stays closed up to this far above the quietest of the window."""
+LEVEL_DB: Final = -53.0
+"""Mean power of all bands over which each piece of sound is laid."""
+MOST_LOUDER_DB: Final = 16.0
+MOST_QUIETER_DB: Final = 30.0
 
-DIGITAL_SILENCE_DB: Final = -75.0
-"""Quieter than any room: sound that was cut or has not begun says nothing of the noise."""
+# What the network says is in the speaker's own measure: the 95th percentile of the opening is 1.
+MEETING: Final = 0.12
+"""Lips that are said to be so far apart or less meet: a mean over what may be heard never quite closes a mouth."""
+PRESSED: Final = (0.25, 0.55)
+"""From where to where on what is said of pressing closes the mouth, whatever else is said."""
+RAISE_SHARES: Final = (0.06, 0.26)
+"""Least and most of an opening that the upper lip does."""
 
 # Motion, eye distances.
-OPEN_MOST: Final = 0.34
-WIDE_MOST: Final = 0.07
+OPEN_USUAL: Final = 0.24
+"""the 95th percentile of the opening: of lively speakers; the median speaker of the clips opens half as far"""
+OPEN_MOST: Final = 0.36
+WIDTH_USUAL: Final = 0.07
+WIDE_MOST: Final = 0.09
 NARROW_MOST: Final = 0.17
-RAISE_SHARE: Final = 0.12
-"""Rise of the upper lip over the drop of the lower."""
 PRESS_MOST: Final = 0.022
+
+
+class SpeechError(RuntimeError):
+    """The network is missing or broken; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -69,87 +80,87 @@ class Motion:
 REST: Final = Motion(0.0, 0.0, 0.0, 0.0)
 
 
-def _band(low_hz: float, high_hz: float) -> slice:
-    """Mel bands between two frequencies: 80 of them from 55 to 7600 Hz on Slaney's scale."""
-    edges = np.array([55.0, 7600.0])
-    mels = np.where(edges < 1000, edges * 3 / 200, 15 + 27 * np.log(np.maximum(edges, 1e-9) / 1000) / np.log(6.4))
-    centres = np.linspace(mels[0], mels[1], BANDS + 2)[1:-1]
-    hz = np.where(centres < 15, centres * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (centres - 15)))
-    inside = np.flatnonzero((hz >= low_hz) & (hz < high_hz))
-    return slice(int(inside[0]), int(inside[-1]) + 1)
+class Speech:
+    """The network; calls must not overlap."""
+
+    def __init__(self, models: Path) -> None:
+        """Load the network. It runs on one thread of the processor: it takes half a millisecond.
+
+        Args:
+            models: folder that holds speech.xml and speech.bin.
+
+        Raises:
+            SpeechError: they are missing or broken.
+        """
+        path = models / FILE
+        config = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1}
+        try:
+            compiled = ov.Core().compile_model(path, "CPU", config)
+        except RuntimeError as error:
+            raise SpeechError(
+                f"{path} cannot be read as the network of the built-in engine: restore it and {path.stem}.bin from the "
+                f"repository, or make them with scripts/train_builtin; OpenVINO says: "
+                f"{str(error).strip().splitlines()[-1]}"
+            ) from error
+        shape = compiled.input(0).partial_shape
+        wanted = ov.PartialShape([-1, BANDS, WINDOW.length])
+        if shape != wanted or compiled.output(0).partial_shape != ov.PartialShape([-1, 4]):
+            raise SpeechError(f"{path} is of another version (input {shape}): restore it from the repository")
+        self._request = compiled.create_infer_request()
+
+    def motions(self, drives: Sequence[Drive]) -> list[Motion]:
+        """Hear the motion of some frames.
+
+        Args:
+            drives: mel windows, (80, `WINDOW.length`), with the gain of the voice gate: 1 in speech, 0 in silence;
+                between, the motion is scaled.
+
+        Raises:
+            ValueError: a window has another shape.
+        """
+        for drive in drives:
+            if drive.mel.shape != (BANDS, WINDOW.length):
+                raise ValueError(f"mel window of shape {drive.mel.shape}: this engine takes ({BANDS}, {WINDOW.length})")
+        speaking = [k for k, drive in enumerate(drives) if drive.gain > 0 and drive.mel.max() > SILENCE]
+        made = [REST] * len(drives)
+        if speaking:
+            windows = np.stack([on_level(drives[k].mel) for k in speaking])
+            said = np.asarray(self._request.infer([windows], share_inputs=True)[0], np.float32)
+            for k, row in zip(speaking, shaped(said), strict=True):
+                made[k] = Motion(*(float(value) * drives[k].gain for value in row))
+        return made
 
 
-VOICED: Final = _band(300, 3500)
-MURMUR: Final = _band(150, 450)
-FIRST_FORMANT: Final = _band(550, 1100)
-BACK: Final = _band(600, 1300)
-FRONT: Final = _band(1700, 3000)
-
-
-def _kernel(frames: int, now: float, sigma: float) -> Floats:
-    """Gaussian weights around a place in the window, sum 1."""
-    weights = np.exp(-0.5 * ((np.arange(frames) - now) / sigma) ** 2)
-    return np.asarray(weights / weights.sum(), np.float32)
-
-
-NOW: Final = WINDOW.back + FRAME_OFFSET
-QUICK: Final = _kernel(WINDOW.length, NOW, 1.5)
-SLOW: Final = _kernel(WINDOW.length, NOW, 2.6)
-AROUND: Final = slice(WINDOW.back - 8, WINDOW.back + 7)
-RECENCY: Final = np.asarray(FORGET_DB * np.maximum(0, WINDOW.back - np.arange(WINDOW.length)), np.float32)
-
-
-def _level(power: Floats, band: slice) -> Floats:
-    """Level of a band in each mel frame, dB."""
-    return np.asarray(10 * np.log10(power[band].sum(axis=0)), np.float32)
-
-
-def motion_of(mel: Floats, gain: float) -> Motion:
-    """Read the motion of one frame from its mel window.
+def on_level(mel: Floats) -> Floats:
+    """Lay sound on one loudness, so that the level of a recording does not matter.
 
     Args:
-        mel: log-mel, -4..4, (80, `WINDOW.length`).
-        gain: 1 in speech, 0 in silence; between, the motion is scaled.
+        mel: log-mel, -4..4, (80, n).
 
-    Raises:
-        ValueError: the window has another shape.
+    Returns:
+        the same, no more than `MOST_LOUDER_DB` louder, so that a quiet room stays quiet.
     """
-    if mel.shape != (BANDS, WINDOW.length):
-        raise ValueError(f"mel window of shape {mel.shape}: this engine takes ({BANDS}, {WINDOW.length})")
-    if gain <= 0:
-        return REST
-    power = np.power(np.float32(10), (mel + 4) * np.float32(1.25) - 10)
-    voiced = _level(power, VOICED)
-    padded = np.concatenate([voiced[:1], voiced, voiced[-1:]])
-    voiced = np.asarray(0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:], np.float32)
-    loudest = max(float((voiced - RECENCY).max()), FLOOR_DB)
-    heard = voiced[voiced > DIGITAL_SILENCE_DB]
-    noise = float(heard.min()) if heard.size else DIGITAL_SILENCE_DB
-    closed = max(loudest - RANGE_DB, min(noise + NOISE_DB, loudest - 10))
-    loudness = np.clip((voiced - closed) / (loudest - closed), 0, 1)
-    loudness = np.where(loudness > 0, loudness**1.05, 0)
-    if not loudness[AROUND].any():
-        return REST
-    # An open vowel has its energy above 550 Hz, a close one (/i/, /u/) and a nasal below 450 Hz.
-    first = np.clip((_level(power, FIRST_FORMANT) - _level(power, MURMUR) + 20) / 24, 0, 1)
-    front = _level(power, FRONT) - _level(power, BACK)
-    opening = loudness * (0.55 + 0.45 * first)
-    weight = SLOW * loudness
-    total = float(weight.sum())
-    if total <= 0:
-        return REST
-    close_vowel = 1 - float((weight * first).sum()) / total
-    tilt = float((weight * front).sum()) / total
-    voice = float((SLOW * loudness).sum())
-    spread = close_vowel * np.tanh((tilt - 19) / 12) + (1 - close_vowel) * 0.35 * np.tanh((tilt + 6) / 12)
-    opened = float((QUICK * opening).sum())
-    strength = min(1.0, voice * 1.6)
-    width = strength * (WIDE_MOST if spread > 0 else NARROW_MOST) * float(spread)
-    # Lips that close for a moment within speech are pressed together.
-    shut = np.clip(1 - opened / 0.12, 0, 1) * np.clip(float(loudness[AROUND].max()) * 2 - 0.4, 0, 1)
-    return Motion(
-        open=gain * OPEN_MOST * opened,
-        width=gain * width,
-        raised=gain * OPEN_MOST * RAISE_SHARE * opened,
-        press=gain * PRESS_MOST * float(shut),
-    )
+    power = np.power(np.float32(10), (mel - 4) * np.float32(DB_A_UNIT / 10))
+    level_db = 10 * np.log10(float(power.mean()) + 1e-12)
+    shift_db = float(np.clip(LEVEL_DB - level_db, -MOST_QUIETER_DB, MOST_LOUDER_DB))
+    return np.asarray(np.maximum(mel + np.float32(shift_db / DB_A_UNIT), np.float32(-4)), np.float32)
+
+
+def shaped(said: Floats) -> Floats:
+    """Make coefficients of the motion basis of what the network says.
+
+    Args:
+        said: opening by the lower lip, width, opening by the upper lip, pressing, in the speaker's own measure, (n, 4).
+
+    Returns:
+        (n, 4) in the order of the axes, eye distances.
+    """
+    lower, width, upper, press = said.T
+    opening = lower + upper
+    pressed = np.clip((press - PRESSED[0]) / (PRESSED[1] - PRESSED[0]), 0, 1)
+    share = np.clip(upper / np.maximum(opening, 0.05), *RAISE_SHARES)
+    opened = np.maximum(opening - MEETING, 0) / (1 - MEETING) * (1 - pressed)
+    # A shout opens wider, but no jaw falls off.
+    opened = OPEN_MOST * np.tanh(opened * (OPEN_USUAL / OPEN_MOST))
+    wide = np.clip(WIDTH_USUAL * width, -NARROW_MOST, WIDE_MOST)
+    return np.stack([opened * (1 - share), wide, opened * share, PRESS_MOST * pressed], axis=1).astype(np.float32)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from services.inference.builtin import drive, warp
+from services.inference.builtin import drive, eyes, head, warp
 from services.inference.builtin.basis import MotionBasis
+from services.inference.builtin.life import STILL, Life, life_of
+from services.inference.builtin.pictures import Pixels, mixed
 from services.inference.engine import Drive, MelWindow, Rendered
 from shared.messages import Face
 
-__all__ = ["MODELS", "BuiltinEngine"]
+__all__ = ["MODELS", "BuiltinEngine", "LivingEngine", "LivingFace", "living"]
 
 MODELS: Final = Path(__file__).resolve().parents[3] / "models" / "builtin"
 
@@ -27,15 +30,17 @@ class BuiltinEngine:
     info: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, models: Path = MODELS) -> None:
-        """Load the motion basis.
+        """Load the motion basis and the network that hears.
 
         Args:
-            models: folder that holds motion.npz.
+            models: folder that holds motion.npz, speech.xml and speech.bin.
 
         Raises:
-            BasisError: it is missing or broken.
+            BasisError: motion.npz is missing or broken.
+            SpeechError: the network is missing or broken.
         """
         self._basis = MotionBasis.load(models)
+        self._speech = drive.Speech(models)
 
     def prepare(self, face: Face) -> warp.FaceWarp:
         """Do once for a face what depends on the face alone."""
@@ -47,12 +52,88 @@ class BuiltinEngine:
         Raises:
             ValueError: there are not as many states as drives, or a mel window has the wrong shape.
         """
-        return [
-            self.posed(state, drive.motion_of(each.mel, each.gain)) for state, each in zip(states, drives, strict=True)
-        ]
+        return [self.posed(state, motion) for state, motion in zip(states, self.motions(drives), strict=True)]
+
+    def motions(self, drives: Sequence[Drive]) -> list[drive.Motion]:
+        """Hear the motion of some frames.
+
+        Raises:
+            ValueError: a mel window has the wrong shape.
+        """
+        return self._speech.motions(drives)
 
     def posed(self, state: warp.FaceWarp, motion: drive.Motion) -> Rendered:
         """Render one frame from a motion, without sound."""
         coefficients = motion.coefficients
         image = warp.render(state, coefficients) if np.any(coefficients) else state.rest
         return Rendered(state.x, state.y, image, state.mask)
+
+
+@dataclass(frozen=True)
+class LivingFace:
+    """What is made once for a face that lives."""
+
+    warp: warp.FaceWarp
+    head: head.Head
+    eyes: eyes.Eyelids
+    mouth: Pixels
+    """the photo under the mouth's patch, BGR, (h, w, 3)"""
+
+
+class LivingEngine:
+    """The same engine for faces that blink and sway a little, in speech and in silence, each session in its own way."""
+
+    name: str = BuiltinEngine.name
+    info: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, still: BuiltinEngine) -> None:
+        """Give life to what it draws.
+
+        Args:
+            still: draws the mouth.
+        """
+        self._still = still
+        self.window: MelWindow = replace(still.window, in_silence=True)
+
+    def prepare(self, face: Face) -> LivingFace:
+        """Do once for a face what depends on the face alone."""
+        state = self._still.prepare(face)
+        height, width = state.mask.shape
+        return LivingFace(
+            warp=state,
+            head=head.prepare(face, state.unit, state.across, state.down),
+            eyes=eyes.prepare(face, state.unit, state.down),
+            mouth=np.ascontiguousarray(face.photo[state.y : state.y + height, state.x : state.x + width]),
+        )
+
+    def render(self, states: Sequence[LivingFace], drives: Sequence[Drive]) -> list[Rendered]:
+        """Render a batch; ``states[k]`` is moved by ``drives[k]``.
+
+        Raises:
+            ValueError: there are not as many states as drives, or a mel window has the wrong shape.
+        """
+        spoken = self._still.render([state.warp for state in states], drives)
+        return [
+            living(state, mouth, life_of(each.session, each.frame))
+            for state, mouth, each in zip(states, spoken, drives, strict=True)
+        ]
+
+
+def living(state: LivingFace, spoken: Rendered, life: Life) -> Rendered:
+    """Let a face blink and sway.
+
+    Args:
+        state: of the face.
+        spoken: its mouth, as the photo's head would have it.
+        life: what the face does of itself.
+
+    Returns:
+        the patch of the whole head; that of the mouth where the face does nothing.
+    """
+    if life == STILL:
+        return spoken
+    share = spoken.mask.astype(np.float32) * np.float32(1 / 255)
+    drawn = [(spoken.x, spoken.y, mixed(spoken.image, state.mouth, share))]
+    if life.closed > 0:
+        drawn += [(eye.x, eye.y, eyes.closed(eye, life.closed)) for eye in state.eyes]
+    return head.moved(state.head, life, drawn)

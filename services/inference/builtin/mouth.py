@@ -6,17 +6,29 @@ of it out. Teeth that show in the photo are used where they are; others are pain
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from services.inference.builtin import teeth
 from services.inference.builtin.basis import Pose
-from services.inference.builtin.pictures import Floats, Pixels, blurred, bytes_of, floats, mixed, nearest, shifted
+from services.inference.builtin.lips import Shown
+from services.inference.builtin.pictures import (
+    LUMA,
+    Floats,
+    Pixels,
+    blurred,
+    bytes_of,
+    floats,
+    mixed,
+    nearest,
+    shifted,
+)
 
-__all__ = ["Interior", "Light", "light_of", "paint"]
+__all__ = ["LEAST_BLUR", "Interior", "Light", "light_of", "paint"]
 
 RIGHT_EYE: Final = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
 LEFT_EYE: Final = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
@@ -25,22 +37,22 @@ LIPS: Final = (11, 12, 72, 302, 15, 16, 85, 315, 86, 316)
 SKIN: Final = (50, 280, 205, 425, 187, 411, 206, 426, 207, 427)
 """points on both cheeks and beside the mouth"""
 
-# An adult's dental arch, eye distances (about 63 mm).
-ARCH_RADIUS: Final = 0.40
-WIDTHS: Final = (0.132, 0.100, 0.114, 0.105, 0.105, 0.150)
-"""of the teeth from the middle on"""
-RISES: Final = (0.0, 0.007, 0.002, 0.010, 0.016, 0.022)
-"""of their edges over that of the front ones"""
-CROWN: Final = 0.155
-SHOWING: Final = 0.034
-"""How far the upper front teeth reach below the line where the lips meet."""
-LOWER_SHOWING: Final = 0.10
-"""How far the lower front teeth stay below that line of the lower lip."""
-SET_BACK: Final = 0.06
-"""How far the teeth stand behind the lips."""
-
-FINE: Final = 3
-"""Pixels painted for one of the photo, along each side."""
+EYE_EDGES: Final = 0.95
+"""Quantile of the gradient around the eyes from which a pixel counts as an edge."""
+GAIN: Final = (1.08, 1.40)
+"""How much brighter teeth that the photo shows are without the shadow of its lips."""
+LEAST_KNOWN: Final = 6
+"""Pixels of teeth that are worth to be used."""
+HALF_MOUTH: Final = 0.39
+"""Half the width of the mouth in front of an average arch, eye distances."""
+ARCH_SIZES: Final = (0.88, 1.25)
+"""Least and most that an arch is larger than the average."""
+DARKEST: Final = 0.7
+"""How bright the depth of the mouth is at least, as a share of the darkest of the face."""
+LEAST_BLUR: Final = 0.3
+"""Blur that is not worth the work, px."""
+SHARP_PX: Final = 0.75
+"""Blur of the edges of a sharp photo."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,14 @@ class Light:
     """colour of the lips' wet inside, in their own shadow, BGR 0..255"""
     tongue: Floats
     """colour of the tongue, BGR 0..255"""
+    gum: Floats
+    """colour of the gum in full light, BGR 0..255"""
+    slope: float
+    """how much brighter it gets per eye distance across the face"""
+    blur: float
+    """how blurred the photo is beyond a sharp one, px"""
+    coloured: float
+    """0 for a picture in shades of grey or of one colour, 1 for one in colours"""
 
 
 @dataclass(frozen=True)
@@ -77,16 +97,27 @@ class Interior:
     """tongue and lower teeth with the mouth closed, BGR, (h, w, 3)"""
     jaw_share: Floats
     """how much of them covers the depth, (h, w), 0..1"""
+    sideways: Floats
+    """how far to the person's left of the middle of the lips each pixel lies, eye distances, (h, w)"""
+    middle: Floats
+    """middle of the lips at rest, px of the patch, (2,)"""
+    along: Floats
+    """what a pixel to the right and one down are worth of `sideways`, (2,)"""
     inner_lip: Floats
     """colour of the lips' inside, BGR 0..255"""
 
-    def shown(self, jaw_shift: Floats, rim: Floats, part: tuple[int, int, int, int]) -> Pixels:
+    def side_of(self, points: Floats) -> Floats:
+        """How far to the person's left of the middle of the lips points of the patch lie, eye distances, (n,)."""
+        return floats((points - self.middle) @ self.along)
+
+    def shown(self, jaw_shift: Floats, rim: Floats, part: tuple[int, int, int, int], teeth: float = 1.0) -> Pixels:
         """Lay the layers over each other.
 
         Args:
             jaw_shift: how far the jaw has moved, px, (2,).
             rim: how much of each pixel is the wet inside of a lip, (height, width), 0..1.
             part: left, top, width, height of what is wanted of the box.
+            teeth: how much of the upper teeth is seen, 0..1; less where the lips are pushed forward.
 
         Returns:
             BGR, (height, width, 3), before the shadow of the lips.
@@ -100,7 +131,7 @@ class Interior:
         lips = np.empty_like(behind)
         lips[:] = np.clip(self.inner_lip, 0, 255)
         behind = mixed(lips, behind, rim)
-        return mixed(self.skull[view], behind, self.skull_share[view])
+        return mixed(self.skull[view], behind, self.skull_share[view] * np.float32(teeth))
 
 
 def _polygon_median(photo: Pixels, outline: Floats, quantile: float) -> Floats | None:
@@ -117,9 +148,6 @@ def _polygon_median(photo: Pixels, outline: Floats, quantile: float) -> Floats |
     luma = pixels @ LUMA
     bright = pixels[luma >= np.quantile(luma, quantile)]
     return np.asarray(np.median(bright, axis=0), np.float32)
-
-
-LUMA: Final = np.array([0.114, 0.587, 0.299], np.float32)
 
 
 def light_of(photo: Pixels, landmarks: Floats, unit: float) -> Light:
@@ -153,25 +181,94 @@ def light_of(photo: Pixels, landmarks: Floats, unit: float) -> Light:
     ]
     white = np.mean(whites, axis=0) if whites else skin
     white_luma = max(float(white @ LUMA), 8.0)
-    luma = float(np.clip(0.95 * white_luma, 1.02 * skin_luma, 1.35 * skin_luma + 12))
-    luma = min(luma, 215.0)
-    # Ivory under the light that makes this skin so red and so yellow: fair skin in white light has R/G 1.35, B/G 0.80.
-    red = float(np.clip((float(skin[2] / max(skin[1], 1)) / 1.35) ** 0.45, 0.93, 1.12))
-    blue = float(np.clip((float(skin[0] / max(skin[1], 1)) / 0.80) ** 0.45, 0.70, 1.25))
-    tooth = np.array([0.86 * blue, 1.0, 1.07 * red], np.float32)
+    luma = float(np.clip(1.0 * white_luma, 1.10 * skin_luma, 1.42 * skin_luma + 14))
+    luma = min(luma, 228.0)
+    # Ivory under the light of the photo, which shows in the skin (fair skin in white light has R/G 1.35, B/G 0.80) and
+    # in the whites of the eyes.
+    skin_cast = np.array([(skin[0] / max(skin[1], 1)) / 0.80, 1.0, (skin[2] / max(skin[1], 1)) / 1.35])
+    white_cast = np.array([white[0] / max(white[1], 1) / 0.93, 1.0, white[2] / max(white[1], 1) / 1.07])
+    cast = np.clip(skin_cast, 0.4, 1.8) ** 0.35 * np.clip(white_cast, 0.5, 1.5) ** 0.45
+    # No tooth is green, whatever has yellowed.
+    tooth = np.clip(np.array([0.87, 1.0, 1.06]) * cast, (0.56, 1.0, 1.035), (0.99, 1.0, 1.20))
     tooth *= luma / max(float(tooth @ LUMA), 1e-3)
-    warm = np.clip(skin / skin_luma, 0.4, 1.7)
-    cavity = np.array([0.62, 0.52, 1.5], np.float32) * warm**0.3 * (0.22 * skin_luma)
+    inside = np.clip(cast, (0.55, 1, 0.95), (0.95, 1, 1.2))
+    cavity = np.array([0.50, 0.47, 1.35]) * inside
+    cavity *= max(0.14 * skin_luma, DARKEST * _black_of(photo, landmarks)) / float(cavity @ LUMA)
     inner_lip = lip * np.array([0.42, 0.38, 0.58], np.float32)
-    tongue = np.array([0.66, 0.60, 1.05], np.float32) * (0.52 * skin_luma)
-    # A picture without colours has none in the mouth either.
-    coloured = float(np.clip((skin.max() - skin.min()) / skin_luma / 0.15, 0, 1))
+    tongue = np.array([0.64, 0.62, 1.10]) * inside * (0.58 * skin_luma)
+    gum = 0.5 * lip + 0.5 * skin * np.array([0.72, 0.62, 0.92], np.float32)
+    # A picture in the shades of one colour has no other in the mouth either.
+    tint = skin / skin_luma
+    spread = max(float(np.abs(each / max(float(each @ LUMA), 8.0) - tint).max()) for each in (lip, white))
+    spread = max(spread, _spread_of_colour(photo, landmarks, tint))
+    coloured = float(np.clip((spread - 0.03) / 0.04, 0, 1))
 
     def kept(colour: Floats, least: float, most: float) -> Floats:
-        grey = float(colour @ LUMA)
-        return floats(np.clip(grey + coloured * (colour - grey), least, most))
+        luma = float(colour @ LUMA)
+        return floats(np.clip(coloured * colour + (1 - coloured) * luma * tint, least, most))
 
-    return Light(skin, kept(tooth, 0, 245), kept(cavity, 4, 90), kept(inner_lip, 0, 255), kept(tongue, 0, 255))
+    sides = [colour(numbers, reach) for numbers in (SKIN[0::2], SKIN[1::2])]
+    slope = 0.0
+    if sides[0] is not None and sides[1] is not None:
+        right, left = float(sides[0] @ LUMA), float(sides[1] @ LUMA)
+        slope = float(np.clip((left - right) / max(left + right, 8.0), -0.35, 0.35))
+    return Light(
+        skin=skin,
+        teeth=kept(tooth, 0, 248),
+        cavity=kept(cavity, 4, 90),
+        inner_lip=kept(inner_lip, 0, 255),
+        tongue=kept(tongue, 0, 255),
+        gum=kept(gum, 0, 255),
+        slope=slope,
+        blur=_blur_of(photo, landmarks, unit),
+        coloured=coloured,
+    )
+
+
+def _face_pixels(photo: Pixels, landmarks: Floats) -> Floats:
+    """Evenly spaced pixels of the face, BGR, (n, 3)."""
+    low = np.maximum(np.floor(landmarks[:, :2].min(axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(landmarks[:, :2].max(axis=0)).astype(int), (photo.shape[1], photo.shape[0]))
+    step = max(1, int((high - low).max()) // 96)
+    return floats(photo[low[1] : high[1] : step, low[0] : high[0] : step].reshape(-1, 3))
+
+
+def _black_of(photo: Pixels, landmarks: Floats) -> float:
+    """How dark the darkest of a face is, grey levels: a faded picture has no black."""
+    pixels = _face_pixels(photo, landmarks)
+    return float(np.quantile(pixels @ LUMA, 0.01)) if len(pixels) else 0.0
+
+
+def _spread_of_colour(photo: Pixels, landmarks: Floats, tint: Floats) -> float:
+    """How far the colours of a face, each as shares of its brightness, lie from that of its skin."""
+    pixels = _face_pixels(photo, landmarks)
+    luma = pixels @ LUMA
+    pixels, luma = pixels[luma > 30], luma[luma > 30]
+    return float(np.quantile(np.abs(pixels / luma[:, None] - tint).max(axis=1), 0.85)) if len(luma) else 0.0
+
+
+def _blur_of(photo: Pixels, landmarks: Floats, unit: float) -> float:
+    """How blurred a photo is around the eyes beyond a sharp one, px.
+
+    At an edge of blur s the gradient is sqrt(1 + 1 / s^2) times that of the same edge blurred once more by one pixel
+    (Zhuo and Sim, "Defocus map estimation from a single image", 2011).
+    """
+    eyes = landmarks[[*RIGHT_EYE, *LEFT_EYE], :2]
+    low = np.maximum(np.floor(eyes.min(axis=0) - 0.1 * unit).astype(int), 0)
+    high = np.minimum(np.ceil(eyes.max(axis=0) + 0.1 * unit).astype(int), (photo.shape[1], photo.shape[0]))
+    if (high - low < 5).any():
+        return 0.0
+    grey = floats(cv2.cvtColor(photo[low[1] : high[1], low[0] : high[0]], cv2.COLOR_BGR2GRAY))
+    steep, soft = (
+        np.hypot(floats(cv2.Sobel(each, cv2.CV_32F, 1, 0)), floats(cv2.Sobel(each, cv2.CV_32F, 0, 1)))
+        for each in (grey, blurred(grey, 1.0))
+    )
+    edges = steep >= max(float(np.quantile(steep, EYE_EDGES)), 16.0)
+    if not edges.any():
+        return 0.0
+    ratio = max(float(np.median(steep[edges] / np.maximum(soft[edges], 1e-3))), 1.02)
+    sigma = 1 / np.sqrt(ratio**2 - 1)
+    return float(np.sqrt(max(sigma**2 - SHARP_PX**2, 0)))
 
 
 def paint(
@@ -179,7 +276,7 @@ def paint(
     light: Light,
     pose: Pose,
     line: Floats,
-    shown: Pixels | None,
+    shown: Shown | None,
     box: tuple[int, int, int, int],
 ) -> Interior:
     """Make the layers for one face.
@@ -189,7 +286,7 @@ def paint(
         light: on the mouth.
         pose: of the face, with pixels counted in the patch.
         line: where the lips meet at rest, from corner to corner, px of the patch, (n, 2).
-        shown: where the box shows teeth, 0..255, (h, w); None where it shows none.
+        shown: the teeth that the box shows, if any.
         box: left, top, right, bottom of the mouth's box in the patch, px.
     """
     left, top, right, bottom = box
@@ -207,117 +304,69 @@ def paint(
     glow = np.clip(0.55 + 1.1 * np.clip(deep, 0, 0.6) - 0.7 * sideways**2, 0.35, 1.2)
     cavity = light.cavity * glow[..., None]
 
-    if shown is not None:
-        share = floats(floats(shown) / 255)
-        skull = _spread(crop, share, max(0.6, 0.03 * unit))
+    side = np.clip(1 + light.slope * sideways / 0.35, 0.6, 1.4)[..., None]
+    # A wide mouth has a wide arch behind it.
+    half = float(np.ptp(line[[0, -1]] @ (across / along**2))) / (2 * unit)
+    arch = teeth.Arch.behind(replace(pose, scale=unit * float(np.clip(half / HALF_MOUTH, *ARCH_SIZES))), middle, box)
+    if shown is None or shown.known.sum() < LEAST_KNOWN:
+        skull, share = teeth.painted(teeth.UPPER, light.teeth, light.gum, arch, light.coloured)
+        skull *= side
+        if light.blur > LEAST_BLUR:
+            skull, share = blurred(skull, light.blur), blurred(share, light.blur)
     else:
-        skull, share = _teeth(light, pose, middle, box, upper=True)
+        skull, share = _completed(crop, shown, light, arch, unit)
 
-    lower, lower_share = _teeth(light, pose, middle, box, upper=False)
-    hump = -0.11 + 0.5 * sideways**2
-    tongue_share = np.clip((deep - hump) / 0.07, 0, 1) * np.clip((0.36 - np.abs(sideways)) / 0.10, 0, 1)
+    lower, lower_share = teeth.painted(teeth.LOWER, 0.72 * light.teeth, 0.6 * light.gum, arch, light.coloured)
+    hump = -0.13 + 0.5 * sideways**2
+    over = np.clip(deep - hump, 0, 0.30)
+    tongue_share = np.clip(over / 0.10, 0, 1) * np.clip((0.36 - np.abs(sideways)) / 0.14, 0, 1)
+    groove = 0.09 * np.exp(-((sideways / 0.035) ** 2)) * np.clip(over / 0.1, 0, 1)
     tongue = (
-        light.tongue
-        * (0.60 + 1.8 * np.clip(deep - hump, 0, 0.25) - 0.10 * np.exp(-((sideways / 0.02) ** 2)))[..., None]
+        light.tongue * (0.45 + 1.9 * over - 1.6 * np.clip(over - 0.15, 0, 1) - 1.2 * sideways**2 - groove)[..., None]
     )
-    tongue_share = tongue_share * 0.8
-    jaw = np.where(
-        lower_share[..., None] > 0.001, lower * lower_share[..., None] + tongue * (1 - lower_share[..., None]), tongue
-    )
-    jaw_share = 1 - (1 - tongue_share) * (1 - lower_share)
+    tongue_share = 0.85 * tongue_share**1.3
+    jaw = floats(lower * lower_share[..., None] + tongue * (1 - lower_share[..., None]))
+    jaw_share = floats(1 - (1 - tongue_share) * (1 - lower_share))
+    if light.blur > LEAST_BLUR:
+        jaw, jaw_share = blurred(jaw, light.blur), blurred(jaw_share, light.blur)
     return Interior(
-        left,
-        top,
-        bytes_of(cavity),
-        bytes_of(skull),
-        np.ascontiguousarray(share, np.float32),
-        bytes_of(jaw),
-        np.ascontiguousarray(jaw_share, np.float32),
-        light.inner_lip,
+        x=left,
+        y=top,
+        cavity=bytes_of(cavity * side),
+        skull=bytes_of(skull),
+        skull_share=np.ascontiguousarray(share, np.float32),
+        jaw=bytes_of(jaw * side),
+        jaw_share=np.ascontiguousarray(jaw_share, np.float32),
+        sideways=np.ascontiguousarray(sideways, np.float32),
+        middle=middle,
+        along=floats(across / (along**2 * unit)),
+        inner_lip=light.inner_lip,
     )
 
 
-def _spread(picture: Pixels, share: Floats, blur: float) -> Floats:
+def _completed(crop: Pixels, shown: Shown, light: Light, arch: teeth.Arch, unit: float) -> tuple[Floats, Floats]:
+    """Teeth that the photo shows, with painted ones of their colour and length where the lips hide the others."""
+    own = shown.share
+    pixels = crop[shown.known].astype(np.float32)
+    luma = pixels @ LUMA
+    colour = np.asarray(np.median(pixels[luma >= np.median(luma)], axis=0), np.float32)
+    # The lips of the photo have thrown their shadow on them already.
+    gain = float(np.clip(0.95 * (light.teeth @ LUMA) / max(float(colour @ LUMA), 1.0), *GAIN))
+    colour = floats(np.clip(gain * colour, 0, 250))
+    edge = teeth.edge_of(own, arch)
+    row = replace(teeth.UPPER, edge=edge.level)
+    others, others_share = teeth.painted(row, colour, light.gum, arch, light.coloured)
+    if light.blur > LEAST_BLUR:
+        others, others_share = blurred(others, light.blur), blurred(others_share, light.blur)
+    others_share = others_share * edge.beside
+    keep = own[..., None]
+    skull = gain * _spread(crop, shown.known, max(0.6, 0.03 * unit)) * keep + others * (1 - keep)
+    return floats(skull), floats(own + (1 - own) * others_share)
+
+
+def _spread(picture: Pixels, sure: npt.NDArray[np.bool_], blur: float) -> Floats:
     """Continue what is shown beyond its edge, so that a soft edge mixes in nothing of the lips."""
-    sure = share > 0.95
-    if not sure.any():
-        return floats(picture)
     spread = floats(nearest(picture, sure))
     soft = blurred(spread, blur)
     keep = (blurred(floats(sure), max(0.5, 0.3 * blur)) * sure)[..., None]
     return floats(soft + (spread - soft) * keep)
-
-
-def _teeth(
-    light: Light,
-    pose: Pose,
-    middle: Floats,
-    box: tuple[int, int, int, int],
-    *,
-    upper: bool,
-) -> tuple[Floats, Floats]:
-    """Paint a row of teeth, and say how much of it covers what is behind."""
-    left, top, right, bottom = box
-    width, height = (right - left) * FINE, (bottom - top) * FINE
-    rotation, unit = pose.rotation, pose.scale
-    rng = np.random.default_rng(11 if upper else 12)
-    colour = np.zeros((height, width, 3), np.float32)
-    colour[:] = light.teeth * 0.5
-    covered = np.zeros((height, width), np.float32)
-    scale = 1.0 if upper else 0.66
-    crown = CROWN if upper else 0.11
-
-    def place(s: Floats, y: Floats) -> npt.NDArray[np.int32]:
-        """Points on the arch, `s` along it and `y` below the line of the lips, to sixteenths of a painted pixel."""
-        angle = s / ARCH_RADIUS
-        points = np.stack([ARCH_RADIUS * np.sin(angle), y, SET_BACK + ARCH_RADIUS * (1 - np.cos(angle))], axis=-1)
-        flat = unit * (points @ rotation.T)[..., :2]
-        # The middle of the lips is where the line was measured: only what goes beyond it is turned.
-        flat = flat - unit * SET_BACK * rotation[:2, 2] * 0.5 + middle - (left, top) + 0.5
-        return np.asarray(np.round(flat * (16 * FINE)), np.int32)
-
-    order: list[tuple[int, int]] = [(side, k) for k in reversed(range(len(WIDTHS))) for side in (-1, 1)]
-    for side, k in order:
-        start = float(sum(WIDTHS[:k])) * scale
-        wide = WIDTHS[k] * scale
-        jitter = rng.uniform(-1, 1, 4)
-        edge = (
-            (SHOWING - RISES[k] + 0.0015 * jitter[0]) if upper else (LOWER_SHOWING + 0.4 * RISES[k] + 0.004 * jitter[0])
-        )
-        far = edge - crown if upper else edge + crown
-        corner = (0.16 if k < 2 else 0.26) * wide
-        bow = 0.006
-        # From the far end down one side, round the edge, and back.
-        t = np.linspace(0, 1, 9, dtype=np.float32)
-        round_s = start + 0.0008 + np.concatenate([[0], corner * (1 - np.cos(t * np.pi / 2)), [wide / 2]])
-        sign = 1 if upper else -1
-        round_y = edge - sign * np.concatenate(
-            [[crown], (bow + 0.012) * (1 - np.sin(t * np.pi / 2)) + bow * 0.5, [0.0]]
-        )
-        other = 2 * start + wide - round_s[::-1]
-        s = side * np.concatenate([round_s, other]).astype(np.float32)
-        y = np.concatenate([round_y, round_y[::-1]]).astype(np.float32)
-        y[0] = y[-1] = far
-        outline = place(s, y)
-        room = 16 * FINE * max(2, round(0.06 * unit))
-        low = np.clip((outline.min(axis=0) - room) // 16, 0, (width, height))
-        high = np.clip((outline.max(axis=0) + room) // 16 + 1, 0, (width, height))
-        if (high <= low).any():
-            continue
-        part = (slice(low[1], high[1]), slice(low[0], high[0]))
-        shape = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
-        cv2.fillPoly(shape, [(outline - 16 * low).astype(np.int32)], 255, cv2.LINE_AA, 4)
-        alpha = floats(floats(shape) / 255)
-        # Round front: the flanks of a tooth turn away from the light, the row turns into the dark.
-        turned = np.cos(min(1.35, (start + wide / 2) / ARCH_RADIUS))
-        body = np.clip(blurred(alpha, max(0.6, 0.020 * unit * FINE)), 0, 1)
-        lit = (0.80 + 0.20 * body) * (0.45 + 0.55 * turned) * (1 + 0.03 * jitter[1])
-        tint = np.array([1 + 0.02 * jitter[2] - 0.03 * (k == 2), 1.0, 1.0 + 0.012 * jitter[3]], np.float32)
-        colour[part] = colour[part] * (1 - alpha[..., None]) + (light.teeth * tint) * (lit * alpha)[..., None]
-        covered[part] = covered[part] * (1 - alpha) + alpha
-    if not upper:
-        colour *= 0.5
-    small = (right - left, bottom - top)
-    painted = cv2.resize(colour, small, interpolation=cv2.INTER_AREA)
-    share = cv2.resize(covered, small, interpolation=cv2.INTER_AREA)
-    return np.asarray(painted, np.float32), np.asarray(share, np.float32)

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "LUMA",
     "Floats",
     "Pixels",
     "blurred",
     "bytes_of",
     "floats",
+    "grey_of",
     "mixed",
     "nearest",
     "sampled",
@@ -24,6 +26,10 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
+LUMA: Final = np.array([0.114, 0.587, 0.299], np.float32)
+"""share of blue, green and red in the brightness of a pixel (ITU-R BT.601)"""
+CUBIC_MOST: Final = 3 * 400 * 400
+"""Values of a picture up to which it is sampled by cubic interpolation."""
 NO_MAP: Final[Any] = None
 """OpenCV's type stubs know no call of remap with a single map, which it documents and takes."""
 
@@ -38,17 +44,23 @@ def bytes_of(values: Any) -> Pixels:
     return np.clip(np.asarray(values) + 0.5, 0, 255).astype(np.uint8)
 
 
+def grey_of(picture: Pixels) -> Pixels:
+    """The picture without its colours, (h, w, 3)."""
+    return np.asarray(cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR), np.uint8)
+
+
 def mixed(over: Pixels, under: Pixels, share: Floats) -> Pixels:
     """Lay one picture over another, (h, w, 3), by its share of each pixel, (h, w), 0..1."""
     return np.asarray(cv2.blendLinear(over, under, share, 1 - share), np.uint8)
 
 
 def sampled(picture: Pixels, places: Floats) -> Pixels:
-    """Read a picture at places, (h, w, 2) px; its edge goes on for ever."""
-    return np.asarray(
-        cv2.remap(picture, places, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
-        np.uint8,
-    )
+    """Read a picture at places, (h, w, 2) px; its edge goes on for ever.
+
+    By cubic interpolation, which keeps it sharp, unless it is so large that nobody will see the difference.
+    """
+    how = cv2.INTER_CUBIC if picture.size <= CUBIC_MOST else cv2.INTER_LINEAR
+    return np.asarray(cv2.remap(picture, places, NO_MAP, how, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def sampled_field(field: Floats, places: Floats) -> Floats:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from services.inference.builtin import lips, mouth
+from services.inference.builtin import lips, mouth, teeth
 from services.inference.builtin.basis import AXES, MotionBasis, Pose
 from services.inference.builtin.pictures import (
     Floats,
@@ -23,6 +23,7 @@ from services.inference.builtin.pictures import (
     blurred,
     bytes_of,
     floats,
+    grey_of,
     mixed,
     sampled,
     sampled_field,
@@ -60,11 +61,43 @@ WIDE_OPEN: Final = 0.10
 OPEN_PHOTO: Final = 0.055
 """A gap between the lips from which the photo counts as open-mouthed, teeth or none."""
 UPPER_CLOSES: Final = 0.045
-"""Most that the upper lip comes down to close an open mouth; the lower one does the rest."""
+"""How far the upper lip comes down to close an open mouth; the lower one does the rest."""
+UPPER_CLOSES_MOST: Final = 0.065
+"""The same, of a broad smile."""
+OPEN_FADE: Final = 0.06
+CLOSED_FADE: Final = 0.09
+"""How far from the corners the dark of an open mouth, and of the line between closed lips, stays."""
+THIN_LIP: Final = 0.35
+"""Most of a thin lip that is painted over at its edge."""
+OPEN_REACH: Final = 0.5
+"""How far beyond the landmarks of its inside, on the way to those of its corners, an open mouth ends on the photo."""
+CLOSED_REACH: Final = 0.4
+"""How far a closed one opens."""
+TURNED: Final = 0.35
+"""Sine of the turn of a head from which the far corner of its mouth is hidden."""
 RELAX: Final = 0.12
 """How much narrower the mouth gets when it closes."""
 CLEAN_FROM: Final = 0.05
 """A gap between the lips from which nothing is left of that line."""
+OPEN_MOST: Final = 0.42
+"""Widest opening that is drawn."""
+CORNER_DROP: Final = 0.30
+"""How far the corners come down for the opening, when it is wide."""
+CORNER_REACH: Final = (0.30, 0.13, 0.28)
+"""How far around the corners: outwards, inwards, up and down."""
+ENTERS: Final = 0.07
+"""A gap from which all the light falls in."""
+TOUCHING: Final = 0.04
+"""A gap up to which something is left of the line in which lips touch."""
+LEAST_GAP_PX: Final = 0.3
+LIP_SHADE: Final = 0.22
+"""How much darker the lips are at their inner edge, where they turn in."""
+WARM_SHADE: Final = 0.22
+"""How much redder what is in the shade is, as a share of the shade."""
+WIDE_GAP: Final = (0.22, 0.36)
+"""From this gap to that one lips that are pushed forward hide ever less of the teeth."""
+NARROW: Final = 0.13
+"""A narrowing at which the lips hide most of the teeth."""
 FINE_LINE: Final = 41
 """Points of the smooth line of a lip."""
 ITERATIONS: Final = 3
@@ -79,11 +112,11 @@ class _Layer:
     clean: Pixels
     """the mouth's box of it, with the lip continued over its edge in place of the gap or the line of contact"""
     fields: Floats
-    """displacement for 1 of each axis and, last, to rest, (axes + 1, gh, gw, 2) px"""
+    """displacement for 1 of each axis, of the dropping corners and, last, to rest, (axes + 2, gh, gw, 2) px"""
     line: Floats
     """inner edge of the lip on the photo, (n, 2) px"""
     line_moves: Floats
-    """displacement of the line for 1 of each axis and to rest, (axes + 1, n, 2) px"""
+    """displacement of the line for the same, (axes + 2, n, 2) px"""
 
 
 @dataclass(frozen=True)
@@ -104,9 +137,13 @@ class FaceWarp:
     lower: _Layer
     interior: mouth.Interior
     jaw_moves: Floats
-    """displacement of the lower teeth for 1 of each axis and to rest, (axes + 1, 2) px"""
+    """displacement of the lower teeth for the same, (axes + 2, 2) px"""
     contact: float
     """how much of a line of contact is drawn between closed lips: 1 where the photo shows none, 0..1"""
+    blur: float
+    """how blurred the photo is beyond a sharp one, px"""
+    coloured: float
+    """0 for a picture in shades of one colour, 1 for one in colours"""
     cell: int
     """side of a cell of the coarse grid, px"""
     nodes: Floats
@@ -137,34 +174,19 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
 
     box = _mouth_box(points, across, down, unit, (height, width))
     part = (slice(box[1], box[3]), slice(box[0], box[2]))
-    origin = np.array(box[:2], np.float32)
     crop = np.ascontiguousarray(patch[part])
-    upper_line, lower_line = points[list(UPPER_LINE)] - origin, points[list(LOWER_LINE)] - origin
-    gap = float(np.median(((lower_line - upper_line) @ down)[3:8]))
-    shown: Pixels | None = None
-    edges = (upper_line, lower_line)
-    if gap > PARTED * unit:
-        if gap < WIDE_OPEN * unit:
-            edges = lips.edges(crop, upper_line, lower_line, down, unit)
-        shown = lips.shown_teeth(crop, *edges, down, unit)
-    open_photo = shown is not None or gap > OPEN_PHOTO * unit
-    if open_photo:
-        upper_line, lower_line = edges
-        for end, inner, outer in ((0, 78, 61), (-1, 308, 291)):
-            # The dark of an open mouth reaches further into its corners than the landmarks of its inside; not so on a
-            # turned head, where the far corner is hidden.
-            reach = 0.5 * max(0.0, 1.0 - abs(float(pose.rotation[2, 0])) / 0.35)
-            upper_line[end] = lower_line[end] = points[inner] + reach * (points[outer] - points[inner]) - origin
-    else:
-        upper_line = lower_line = lips.seam(crop, floats((upper_line + lower_line) / 2), down, unit)
-    margin = (lips.LIP_MARGIN if open_photo else lips.SEAM_MARGIN) * unit
-    cleaned = lips.without_gap(crop, upper_line, lower_line, down, unit, margin)
-    upper_line, lower_line = upper_line + origin, lower_line + origin
+    light = mouth.light_of(face.photo, face.landmarks, unit)
+    turn = float(pose.rotation[2, 0])
+    reaches = (float(np.clip(1 + turn / TURNED, 0, 1)), float(np.clip(1 - turn / TURNED, 0, 1)))
+    found = _find_mouth(crop, points - np.array(box[:2], np.float32), light, down, unit, reaches)
+    upper_line, lower_line = (line + np.array(box[:2], np.float32) for line in (found.upper_line, found.lower_line))
     points = points.copy()
     points[list(UPPER_LINE[1:-1])], points[list(LOWER_LINE[1:-1])] = upper_line[1:-1], lower_line[1:-1]
+    if not found.open:
+        points[[78, 308]] = upper_line[[0, -1]]
 
-    moves = np.stack([pose.turned(axis) for axis in basis.axes])
-    upper_rest, lower_rest = _rest(points, moves, upper_line, lower_line, down, unit)
+    moves = np.stack([pose.turned(axis) for axis in (*basis.axes, _corners_drop(basis.mean, reaches))])
+    upper_rest, lower_rest = _rest(points, moves, upper_line, lower_line, down, unit, found.closes)
     is_upper, is_lower = _sides(basis.mean)  # upper: what the lower layer leaves out
     taper_mask = _taper(face.mask, unit)
 
@@ -192,10 +214,10 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
 
     smooth = lips.spline(len(UPPER_LINE), FINE_LINE)
     layers = []
-    for clean, line, field in zip(cleaned, (smooth @ upper_line, smooth @ lower_line), fields, strict=True):
+    for clean, line, field in zip(found.cleaned, (smooth @ upper_line, smooth @ lower_line), fields, strict=True):
         line_moves = np.stack([_sample(each, line, cell) for each in field])
         source = patch
-        if open_photo:
+        if found.open:
             source = patch.copy()
             source[part] = clean
         layers.append(_Layer(source, clean, field, floats(line), line_moves))
@@ -205,10 +227,9 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
         replace(each, line_moves=np.concatenate([each.line_moves[:-1], (meeting - each.line)[None]])) for each in layers
     ]
 
-    light = mouth.light_of(face.photo, face.landmarks, unit)
-    interior = mouth.paint(crop, light, pose, meeting, shown, box)
+    interior = mouth.paint(crop, light, pose, meeting, found.shown, box)
     jaw = pose.turned(np.stack([JAW_SHARE * axis[14] for axis in basis.axes]))
-    jaw_moves = np.concatenate([jaw, np.zeros((1, 2), np.float32)])
+    jaw_moves = np.concatenate([jaw, np.zeros((2, 2), np.float32)])
     # Where the mask begins nothing moves yet, so it may rise faster than it came.
     mask = bytes_of(6.0 * face.mask)
     mask[[0, -1]] = 0
@@ -223,7 +244,9 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
         lower=layers[1],
         interior=interior,
         jaw_moves=jaw_moves,
-        contact=1.0 if open_photo else 0.0,
+        contact=1.0 if found.open else 0.0,
+        blur=light.blur,
+        coloured=light.coloured,
         cell=cell,
         nodes=_places(grid),
         pixels=_places((height, width)),
@@ -233,6 +256,83 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
     rest_patch = render(warp, np.zeros(len(AXES), np.float32))
     rest_patch.flags.writeable = False
     return replace(warp, rest=rest_patch)
+
+
+@dataclass(frozen=True)
+class _Mouth:
+    """The mouth of a photo, in pixels of its box."""
+
+    upper_line: Floats
+    """inner edge of the upper lip, (n, 2)"""
+    lower_line: Floats
+    """inner edge of the lower lip, the same where the lips are closed, (n, 2)"""
+    open: bool
+    shown: lips.Shown | None
+    """the teeth"""
+    cleaned: tuple[Pixels, Pixels]
+    """the box with the upper and with the lower lip continued over its edge, BGR, (h, w, 3)"""
+    closes: float
+    """how far the upper lip comes down to close it, px"""
+
+
+def _find_mouth(
+    crop: Pixels, points: Floats, light: mouth.Light, down: Floats, unit: float, reaches: tuple[float, float]
+) -> _Mouth:
+    """Find lips and teeth in the box of the mouth.
+
+    Args:
+        crop: the box, BGR, (h, w, 3).
+        points: landmarks, px of the box, (468, 2).
+        light: on the mouth.
+        down: unit vector down the face.
+        unit: eye distance, px.
+        reaches: how much of the person's right and left corner is seen, 0..1.
+    """
+    upper_line, lower_line = points[list(UPPER_LINE)], points[list(LOWER_LINE)]
+    gap = float(np.median(((lower_line - upper_line) @ down)[3:8]))
+    shown: lips.Shown | None = None
+    edges = (upper_line, lower_line)
+    # Where there are no colours, what they would tell would be wrong.
+    seen = crop if light.coloured > 0.5 else grey_of(crop)
+    if gap > PARTED * unit:
+        if gap < WIDE_OPEN * unit:
+            edges = lips.edges(seen, upper_line, lower_line, down, unit)
+        shown = lips.shown_teeth(seen, *edges, down, unit)
+    is_open = shown is not None or gap > OPEN_PHOTO * unit
+    corners = points[[61, 291]]
+    closes = UPPER_CLOSES * unit
+    if is_open:
+        upper_line, lower_line = edges
+        for end, inner, corner, reach in ((0, 78, corners[0], reaches[0]), (-1, 308, corners[1], reaches[1])):
+            upper_line[end] = lower_line[end] = points[inner] + OPEN_REACH * reach * (corner - points[inner])
+        margin = (lips.LIP_MARGIN if shown is None else lips.TEETH_MARGIN) * unit
+        if shown is not None:
+            # Closed lips leave as much of the teeth below the upper one as everybody's.
+            length = lips.length_of(shown, upper_line, down, unit)
+            closes = float(np.clip(length - teeth.UPPER.edge * unit, closes, UPPER_CLOSES_MOST * unit))
+    else:
+        middle = floats((upper_line + lower_line) / 2)
+        line = lips.seam(crop, floats(np.concatenate([corners[:1], middle, corners[1:]])), down, unit)
+        along = np.linspace(1 - CLOSED_REACH * reaches[0], len(middle) + CLOSED_REACH * reaches[1], len(middle))
+        upper_line = floats(lips.spline_at(len(line), along) @ line)
+        lower_line = upper_line.copy()
+        # Lips that are nearly closed have a thicker line of contact.
+        margin = float(np.clip(0.7 * gap, lips.SEAM_MARGIN * unit, 1.6 * lips.SEAM_MARGIN * unit))
+    margin += 0.8 * light.blur
+    upper_thick, lower_thick = (
+        abs(float(np.median((line[3:8] - points[list(outer)]) @ down)))
+        for line, outer in ((upper_line, UPPER_OUTER[2:7]), (lower_line, LOWER_OUTER[2:7]))
+    )
+    cleaned = lips.without_gap(
+        crop,
+        upper_line,
+        lower_line,
+        down,
+        unit,
+        margins=(min(margin, THIN_LIP * upper_thick), min(margin, THIN_LIP * lower_thick)),
+        fade=(OPEN_FADE if is_open else CLOSED_FADE) * unit,
+    )
+    return _Mouth(upper_line, lower_line, is_open, shown, cleaned, closes)
 
 
 def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
@@ -246,7 +346,7 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
         BGR, (h, w, 3).
     """
     height, width = warp.mask.shape
-    amounts = floats(np.append(coefficients, 1))
+    amounts = _amounts(coefficients)
     upper_line = floats(warp.upper.line + np.tensordot(amounts, warp.upper.line_moves, 1))
     lower_line = floats(warp.lower.line + np.tensordot(amounts, warp.lower.line_moves, 1))
     # Lips cannot pass through each other.
@@ -272,6 +372,28 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
         picture[top:bottom] = mixed(lower[: bottom - top], upper[top:], share)
     _lay_interior(picture, warp, upper_line, lower_line, amounts)
     return picture
+
+
+def _amounts(coefficients: Floats) -> Floats:
+    """How much of each field a motion takes; what no mouth can do is led back softly, (axes + 2,)."""
+    opened = float(np.clip(coefficients[0], 0, OPEN_MOST))
+    wide = _held(float(coefficients[1]), 0.11 - 0.18 * max(0.0, opened - 0.10), 0.03)
+    wide = -_held(-wide, 0.175 - 0.35 * max(0.0, opened - 0.15), 0.03)
+    # The upper lip can come down only as far as there is room for it.
+    lower_most = 0.003 + 0.5 * opened
+    raised = -_held(-float(coefficients[2]), min(0.02, lower_most), min(0.01, 0.5 * lower_most))
+    # Lips that are far apart cannot be pressed together.
+    press = float(coefficients[3])
+    if press > 0:
+        press *= float(np.clip(1.15 - opened / 0.20, 0.0, 1.0))
+    drop = CORNER_DROP * opened**2 / (opened + 0.15)
+    return np.array([opened, wide, _held(raised, 0.085, 0.01), press, drop, 1.0], np.float32)
+
+
+def _held(value: float, most: float, soft: float) -> float:
+    """The value up to `most - soft`, `most` from `most + soft` on, smoothly between."""
+    t = float(np.clip((value - most + soft) / (2 * soft), 0, 1))
+    return min(value, most - soft) + 2 * soft * (t - t * t / 2) if t > 0 else value
 
 
 def _below(warp: FaceWarp, lower_line: Floats) -> Floats:
@@ -305,45 +427,77 @@ def _bounds(points: Floats, room: float, shape: tuple[int, ...]) -> tuple[npt.ND
 
 def _lay_interior(picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_line: Floats, amounts: Floats) -> None:
     """Lay the inside of the mouth, and the line in which closed lips touch, on the picture."""
-    lines = np.concatenate([upper_line, lower_line[::-1]])
     inner = warp.interior
-    low, high = _bounds(lines, 2 + 0.04 * warp.unit, picture.shape)
+    low, high = _bounds(np.concatenate([upper_line, lower_line]), 2 + 0.04 * warp.unit, picture.shape)
     box_low = np.array([inner.x, inner.y])
     low = np.maximum(low, box_low)
     high = np.minimum(high, box_low + inner.cavity.shape[1::-1])
     if (high <= low).any():
         return
     view = picture[low[1] : high[1], low[0] : high[0]]
+    upper_line, lower_line = floats(upper_line - low), floats(lower_line - low)
+    gap = float(((lower_line - upper_line) @ warp.down).max())
+    shut = warp.contact * float(np.clip(1 - gap / (TOUCHING * warp.unit), 0, 1))
+    if shut > 0:
+        _lay_contact(view, warp, floats((upper_line + lower_line) / 2), shut)
+    if gap > LEAST_GAP_PX:
+        _lay_opening(view, warp, upper_line, lower_line, amounts, low)
+
+
+def _lay_contact(view: Pixels, warp: FaceWarp, line: Floats, shut: float) -> None:
+    """Darken the line in which lips touch that the photo shows apart: no light reaches it."""
+    shade = np.zeros(view.shape[:2], np.uint8)
+    thick = max(1, round(0.012 * warp.unit))
+    cv2.polylines(shade, [np.round(line * 16).astype(np.int32)], False, round(185 * shut), thick, cv2.LINE_AA, 4)
+    lost = blurred(floats(shade), max(0.5, 0.010 * warp.unit)) / 255
+    # Red is lost the least: it shines through the skin.
+    red = (1 - 0.28 * warp.coloured) * lost
+    view[:] = cv2.multiply(view, cv2.merge([1 - lost, 1 - lost, 1 - red]), dtype=cv2.CV_8U)
+
+
+def _lay_opening(
+    view: Pixels,
+    warp: FaceWarp,
+    upper_line: Floats,
+    lower_line: Floats,
+    amounts: Floats,
+    low: npt.NDArray[np.intp],
+) -> None:
+    """Lay what lies between the lips on a part of the picture whose left and top edge is `low`."""
+    inner, unit = warp.interior, warp.unit
     shape = (view.shape[0], view.shape[1])
     gap = float(((lower_line - upper_line) @ warp.down).max())
-    if warp.contact > 0:
-        # Where lips that the photo shows apart now touch, light does not reach.
-        line = (upper_line + lower_line) / 2 - low
-        shut = warp.contact * float(np.clip(1 - gap / (0.04 * warp.unit), 0, 1))
-        if shut > 0:
-            shade = np.zeros(shape, np.uint8)
-            thick = max(1, round(0.012 * warp.unit))
-            cv2.polylines(
-                shade, [np.round(line * 16).astype(np.int32)], False, round(185 * shut), thick, cv2.LINE_AA, 4
-            )
-            lost = blurred(floats(shade), max(0.5, 0.010 * warp.unit)) / 255
-            # Red is lost the least: it shines through the skin.
-            view[:] = cv2.multiply(view, cv2.merge([1 - lost, 1 - lost, 1 - 0.72 * lost]), dtype=cv2.CV_8U)
-    if gap < 0.3:
-        return
-    share = lips.filled(lines - low, shape) * np.float32(min(1.0, gap / 1.5))
-    # Towards the edge the wet inside of the lips; and the upper lip throws its shadow down.
-    blur = blurred(share, max(0.6, 0.018 * warp.unit))
-    rim = np.clip(1.25 - 1.5 * blur, 0, 0.85)
-    jaw_shift = floats(np.tensordot(amounts, warp.jaw_moves, 1))
+    share = lips.filled(np.concatenate([upper_line, lower_line[::-1]]), shape)
+    share = share * np.float32(np.clip((gap - LEAST_GAP_PX) / 1.2, 0, 1))
+    if warp.blur > mouth.LEAST_BLUR:
+        share = blurred(share, warp.blur)
+    # Towards the edge the wet inside of the lips.
+    near = blurred(share, max(0.6, 0.018 * unit))
+    rim = np.clip(1.25 - 1.5 * near, 0, 0.85)
     part = (int(low[0]) - inner.x, int(low[1]) - inner.y, shape[1], shape[0])
-    shown = inner.shown(jaw_shift, rim, part)
-    drop = 0.015 * warp.unit * warp.down
-    # Little light falls in between lips that are nearly closed.
-    entering = 0.80 + 0.20 * min(1.0, gap / (0.12 * warp.unit))
-    lit = entering * (0.58 + 0.44 * floats(shifted(blur, drop[0], drop[1], (shape[1], shape[0]), extend=False)))
-    shaded = np.asarray(cv2.multiply(shown, cv2.merge([lit, lit, lit]), dtype=cv2.CV_8U), np.uint8)
-    view[:] = mixed(shaded, view, share)
+    pursed = float(np.clip(-amounts[1] / NARROW, 0, 1))
+    jaw_shift = floats(np.tensordot(amounts, warp.jaw_moves, 1))
+    # Pushed forward they hide the teeth, unless they are far apart.
+    hidden = 0.92 * pursed**2 * float(np.clip((WIDE_GAP[1] - gap / unit) / (WIDE_GAP[1] - WIDE_GAP[0]), 0, 1))
+    shown = inner.shown(jaw_shift, rim, part, 1 - hidden)
+
+    # The upper lip throws its shadow down; into the corners of the mouth, behind lips that are pushed forward and
+    # between lips that are nearly closed falls little light.
+    drop = 0.022 * unit * warp.down
+    lit = floats(shifted(blurred(share, max(0.6, 0.026 * unit)), drop[0], drop[1], shape[::-1], extend=False))
+    sideways = inner.sideways[part[1] : part[1] + part[3], part[0] : part[0] + part[2]]
+    ends = inner.side_of(floats(lower_line[[0, -1]] + low))
+    corner = np.clip(np.abs(sideways - ends.mean()) / max(float(np.ptp(ends)) / 2, 0.05), 0, 1)
+    entering = (0.45 + 0.55 * min(1.0, gap / (ENTERS * unit)) ** 0.8) * (1 - 0.40 * pursed)
+    lit = entering * (0.60 + 0.43 * lit) * (1 - 0.45 * corner**4)
+    warm = WARM_SHADE * warp.coloured * (1 - lit)
+    lights = cv2.merge([lit - 0.8 * warm, lit - 0.4 * warm, lit + 0.6 * warm])
+    shaded = np.asarray(cv2.multiply(shown, lights, dtype=cv2.CV_8U), np.uint8)
+
+    # The lips turn in towards their edge.
+    shade = LIP_SHADE * np.clip(1.6 * near, 0, 1)
+    turned = cv2.merge([1 - shade, 1 - shade, 1 - (1 - 0.25 * warp.coloured) * shade])
+    view[:] = mixed(shaded, np.asarray(cv2.multiply(view, turned, dtype=cv2.CV_8U), np.uint8), share)
 
 
 def _source(warp: FaceWarp, layer: _Layer, clean: float) -> Pixels:
@@ -397,6 +551,26 @@ def _sides(mean: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     return upper, lower
 
 
+def _corners_drop(mean: Floats, reaches: tuple[float, float]) -> Floats:
+    """Displacement by which the corners of a wide open mouth come down and in, for 1 at the corners, (468, 3); less
+    where `reaches` says that a corner is turned away.
+
+    Landmarks follow the corners of an open mouth too little: they are nearly still in the basis.
+    """
+    right, left = (mean[[a, b], :2].mean(axis=0) for a, b in ((61, 78), (291, 308)))
+    moves = np.zeros_like(mean)
+    for corner, side, reach in ((right, -1.0, reaches[0]), (left, 1.0, reaches[1])):
+        outward, below = side * (mean[:, 0] - corner[0]), mean[:, 1] - corner[1]
+        sideways = np.where(outward > 0, *CORNER_REACH[:2])
+        near = (0.3 + 0.7 * reach) * np.exp(-((outward / sideways) ** 2) - (below / CORNER_REACH[2]) ** 2)
+        moves[:, 0] -= 0.25 * side * near
+        moves[:, 1] += near
+    # The lower lip is there already.
+    moves[list(LOWER_LINE[1:-1])] *= 0.4
+    moves[list(LOWER_OUTER)] *= 0.6
+    return floats(moves)
+
+
 def _rest(
     points: Floats,
     moves: Floats,
@@ -404,14 +578,16 @@ def _rest(
     lower_line: Floats,
     down: Floats,
     unit: float,
+    closes: float,
 ) -> tuple[Floats, Floats]:
-    """Displacements that bring the lips together, of all points as the upper and as the lower layer sees them."""
+    """Displacements that bring the lips together, of all points as the upper and as the lower layer sees them; the
+    upper one does `closes` px of it."""
     gaps = np.maximum((lower_line - upper_line) @ down, 0)
     most = float(gaps.max())
     upper, lower = np.zeros_like(points), np.zeros_like(points)
     if most <= 0:
         return upper, lower
-    part = min(0.45, UPPER_CLOSES * unit / most)
+    part = min(0.60, closes / most)
     to_meet = lower_line - upper_line
     opening = moves[0]
     upper_inner, lower_inner = part * to_meet, (part - 1) * to_meet
@@ -465,7 +641,7 @@ def _beside(grid: tuple[int, int], cell: int, points: Floats, across: Floats, un
     middle = (points[78] + points[308]) / 2
     half = float((points[308] - points[78]) @ across) / 2
     sideways = np.abs((_nodes(grid, cell) - middle) @ across)
-    share = np.clip((half + 0.03 * unit - sideways) / (0.08 * unit), 0, 1)
+    share = np.clip((half + 0.05 * unit - sideways) / (0.06 * unit), 0, 1)
     return np.asarray(share * share * (3 - 2 * share), np.float32)
 
 

@@ -1,0 +1,151 @@
+"""The network that hears motion in speech, in PyTorch, for training; a service runs its OpenVINO form.
+
+A front end of two-dimensional convolutions, which minds little at what height a voice speaks, then convolutions over
+time, dilated by 1, 1, 2, 2, 4, 4, 8, 8, 16 (A. van den Oord et al., "WaveNet", 2016), each added to what it reads. It
+sees one window and keeps no state, so any worker can do any frame. Trained on whole sequences, where neighbouring
+windows share their work; in a service only the last column is wanted, so there it skips what nobody reads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Final
+
+import openvino as ov
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AHEAD", "BACK", "LENGTH", "OUTPUTS", "Ensemble", "Hearing", "save_network"]
+
+BANDS: Final = 80
+AHEAD: Final = 7
+"""mel frames from the beginning of a video frame on: 75 ms, and 25 ms that the last STFT window reaches further"""
+DILATIONS: Final = (1, 1, 2, 2, 4, 4, 8, 8, 16)
+KERNEL: Final = 3
+LENGTH: Final = KERNEL + (KERNEL - 1) * sum(DILATIONS)
+"""mel frames that one result depends on"""
+BACK: Final = LENGTH - AHEAD
+OUTPUTS: Final = ("open", "width", "raise", "press")
+FRONT_CHANNELS: Final = (16, 32)
+HEAD_CHANNELS: Final = 64
+
+
+class _Block(nn.Module):
+    """A dilated convolution, added to what it reads."""
+
+    def __init__(self, channels: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.convolution = nn.Conv1d(channels, channels, KERNEL, bias=False)
+        self.normalisation = nn.BatchNorm1d(channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, values: Tensor, spacing: int) -> Tensor:
+        """Read columns that already lie `spacing` mel frames apart."""
+        step = self.dilation // spacing
+        made = nn.functional.conv1d(values, self.convolution.weight, dilation=step)
+        made = self.dropout(torch.relu(self.normalisation(made)))
+        added: Tensor = values[:, :, (KERNEL - 1) * step :] + made
+        return added
+
+
+class Hearing(nn.Module):
+    """Log-mel to motion.
+
+    Args:
+        channels: of the layers over time.
+        dropout: share of the values that is left out in training.
+    """
+
+    def __init__(self, channels: int = 128, dropout: float = 0.1) -> None:
+        super().__init__()
+        first, second = FRONT_CHANNELS
+        self.front = nn.Sequential(
+            nn.Conv2d(1, first, (5, KERNEL), (2, 1), (2, 0), bias=False),
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+            nn.Conv2d(first, second, (3, 1), (2, 1), (1, 0), bias=False),
+            nn.BatchNorm2d(second),
+            nn.ReLU(),
+        )
+        self.mix = nn.Conv1d(second * BANDS // 4, channels, 1)
+        self.blocks = nn.ModuleList(_Block(channels, dilation, dropout) for dilation in DILATIONS)
+        self.head = nn.Sequential(
+            nn.Conv1d(channels, HEAD_CHANNELS, 1), nn.ReLU(), nn.Conv1d(HEAD_CHANNELS, len(OUTPUTS), 1)
+        )
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Hear sequences.
+
+        Args:
+            mel: (n, 80, t), -4..4, t >= `LENGTH`.
+
+        Returns:
+            (n, 4, t - `LENGTH` + 1): column j hears mel frames j to j + `LENGTH` - 1.
+        """
+        values = self._mixed(mel)
+        for block in self.blocks:
+            values = block(values, 1)
+        found: Tensor = self.head(values)
+        return found
+
+    def window(self, mel: Tensor) -> Tensor:
+        """Hear windows: (n, 80, `LENGTH`) to (n, 4), the same as `forward`."""
+        values, spacing = self._mixed(mel), 1
+        for block, dilation in zip(self.blocks, DILATIONS, strict=True):
+            while spacing < dilation:
+                values, spacing = values[:, :, (values.shape[2] - 1) % 2 :: 2], 2 * spacing
+            values = block(values, spacing)
+        found: Tensor = self.head(values)
+        return found[:, :, -1]
+
+    def _mixed(self, mel: Tensor) -> Tensor:
+        values = self.front(mel[:, None])
+        mixed: Tensor = torch.relu(self.mix(values.flatten(1, 2)))
+        return mixed
+
+
+class Ensemble(nn.Module):
+    """Several networks' mean, for windows.
+
+    Args:
+        networks: whose mean is wanted.
+        opening: what they say of a usual wide opening; it becomes 1.
+        width: what they say of a usual wide mouth; it becomes 1.
+    """
+
+    scale: Tensor
+
+    def __init__(self, networks: list[Hearing], opening: float = 1.0, width: float = 1.0) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.register_buffer("scale", torch.tensor([1 / opening, 1 / width, 1 / opening, 1.0]))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """(n, 80, `LENGTH`) to (n, 4)."""
+        said = torch.stack([network.window(mel) for network in self.networks])  # type: ignore[operator]
+        return said.mean(dim=0) * self.scale
+
+
+def save_network(networks: list[Hearing], usual: tuple[float, float], path: Path) -> None:
+    """Write the OpenVINO form, weights in 16 bits: input ``mel`` (n, 80, `LENGTH`), output ``motion`` (n, 4).
+
+    Args:
+        networks: whose mean is wanted.
+        usual: what they say of a usual wide opening, and of a usual wide mouth; these become 1.
+        path: .xml; the .bin comes beside it.
+    """
+    ensemble = Ensemble(networks, *usual).eval()
+    example = torch.zeros(2, BANDS, LENGTH)
+    with warnings.catch_warnings():
+        # PyTorch 2.13 compares its own trees in a way that it calls deprecated.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        exported = torch.export.export(ensemble, (example,), dynamic_shapes=({0: torch.export.Dim("windows")},))
+        model = ov.convert_model(exported)
+    model.inputs[0].get_tensor().set_names({"mel"})
+    model.outputs[0].get_tensor().set_names({"motion"})
+    part = path.with_name(f"part-{path.name}")
+    ov.save_model(model, part, compress_to_fp16=True)
+    part.with_suffix(".bin").replace(path.with_suffix(".bin"))
+    part.replace(path)

@@ -1,0 +1,223 @@
+"""The training of the built-in engine: what it learns from, what it learns, and its command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+import pytest
+import torch
+
+from scripts._builtin.card import Figures, write_card
+from scripts._builtin.learn import Plan, Score, aligned, balanced, folds_of, hear, learn, score, usual
+from scripts._builtin.lessons import FRAMES, Lesson, columns, draw, lesson_of, padded
+from scripts._builtin.network import BACK, LENGTH, Hearing, save_network
+from scripts._builtin.phonemes import Voice, speak
+from scripts._builtin.spoken import _lesson
+from scripts._builtin.tracks import Track, TrackError, measured, read_tracks
+from services.inference.builtin.basis import MotionBasis
+from services.inference.builtin.drive import WINDOW, on_level
+from services.inference.builtin.engine import MODELS
+from services.mel_features.windows import Windows
+from tests import budgets
+
+ROOT = Path(__file__).resolve().parents[2]
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def basis() -> MotionBasis:
+    return MotionBasis.load(MODELS)
+
+
+def voice(seconds: float, seed: int = 0) -> tuple[Floats, Floats]:
+    """Mel frames whose loudness is what the mouth does: mel (80, n), opening of each video frame, 0..1."""
+    rng = np.random.default_rng(seed)
+    frames = int(seconds * 25)
+    knots = rng.uniform(0, 1, frames // 4 + 3) * (rng.uniform(0, 1, frames // 4 + 3) > 0.3)
+    opening = np.interp((np.arange(frames) + 0.5) / 4, np.arange(len(knots)), knots).astype(np.float32)
+    at = np.arange(frames * 80 // 25) * 25 / 80 - 0.5
+    loud = np.interp(at, np.arange(frames), opening)
+    mel = -3.5 + 4.5 * loud[None] + rng.normal(0, 0.1, (80, len(loud)))
+    return np.clip(mel, -4, 4).astype(np.float32), opening
+
+
+def lesson(name: str, person: str, *, seconds: float = 6, seed: int = 0, offset: int = 0) -> Lesson:
+    mel, opening = voice(seconds, seed)
+    motion = np.zeros((len(opening), 4), np.float32)
+    motion[:, 0] = np.roll(opening, offset)
+    motion[:, 1] = -0.5 * np.roll(opening, offset)
+    return Lesson(name, person, mel, motion, np.ones(len(opening), bool))
+
+
+def moved(basis: MotionBasis, opening: Floats, *, width: Floats | None = None) -> Floats:
+    """Landmarks, px, of a turning head that speaks, (n, 468, 3)."""
+    made = []
+    for k, gap in enumerate(opening):
+        face = basis.mean + gap * basis.axes[0] + (0 if width is None else width[k]) * basis.axes[1]
+        angle = 0.1 * np.sin(k / 9)
+        turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+        made.append(90 * face @ turn.T + (200 + k % 7, 180, 0))
+    return np.array(made, np.float32)
+
+
+def test_the_window_is_the_engines():
+    assert (WINDOW.back, WINDOW.length) == (BACK, LENGTH)
+
+
+def test_a_window_is_heard_as_in_the_sequence():
+    torch.manual_seed(0)
+    network = Hearing(channels=16).eval()
+    mel = torch.randn(2, 80, LENGTH + 12)
+    with torch.no_grad():
+        whole = network(mel)
+        alone = torch.stack([network.window(mel[:, :, k : k + LENGTH]) for k in range(13)], dim=2)
+    assert whole.shape == (2, 4, 13)
+    torch.testing.assert_close(alone, whole)
+
+
+def test_sequences_hear_what_live_windows_hear():
+    mel, opening = voice(4)
+    live = dict(Windows(WINDOW).push(0, mel))
+    given, at = padded(mel), columns(len(opening))
+    for frame, window in live.items():
+        np.testing.assert_array_equal(given[:, at[frame] : at[frame] + LENGTH], window)
+    assert len(live) > 80
+
+
+def test_the_saved_network_is_the_mean_in_the_usual_measure(tmp_path: Path):
+    torch.manual_seed(1)
+    networks = [Hearing(channels=8).eval() for _ in range(2)]
+    save_network(networks, (0.5, 0.25), tmp_path / "speech.xml")
+    mel = np.random.default_rng(0).normal(0, 1, (3, 80, LENGTH)).astype(np.float32)
+    compiled = ov.Core().compile_model(tmp_path / "speech.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        wanted = torch.stack([network.window(torch.from_numpy(mel)) for network in networks]).mean(dim=0).numpy()
+    np.testing.assert_allclose(compiled([mel])[0], wanted * (2, 4, 2, 1), atol=budgets.BUILTIN_HALF_ERROR)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["speech.bin", "speech.xml"]
+
+
+def test_a_lesson_is_in_the_speakers_own_measure(basis: MotionBasis):
+    opening = np.abs(np.sin(np.arange(120) / 5)).astype(np.float32) * 0.2
+    width = 0.05 * np.cos(np.arange(120) / 7).astype(np.float32)
+    seen = np.ones(120, bool)
+    seen[50:60] = False
+    track = Track("a", Path("a.mp4"), "a", "clips", moved(basis, opening, width=width), seen, voice(4.8)[0])
+    made = lesson_of(track, basis)
+    lips = made.motion[:, 0] + made.motion[:, 2]
+    assert np.quantile(lips[seen], 0.95) == pytest.approx(1, abs=0.1)
+    assert np.corrcoef(lips, opening)[0, 1] > 0.99
+    assert np.corrcoef(made.motion[:, 1], width)[0, 1] > 0.95
+    assert 2 * made.motion[seen, 1].std() == pytest.approx(2 * 0.5, abs=0.1)
+    assert not made.pressed
+
+
+def test_measures_do_not_depend_on_the_pose(basis: MotionBasis):
+    found = measured(moved(basis, np.full(30, 0.15, np.float32)), basis)
+    assert found.std(axis=0).max() < 1e-3
+    closed = measured(moved(basis, np.zeros(1, np.float32)), basis)
+    assert found[0, 0] - closed[0, 0] == pytest.approx(0.15, abs=0.03)
+    assert found[0, 2] > closed[0, 2]
+
+
+def test_drawn_sequences_keep_sound_and_motion_together():
+    batch = draw([lesson("a", "a", seconds=12)], 24, np.random.default_rng(0))
+    assert batch.mel.shape[2] >= LENGTH + int(columns(FRAMES)[-1])
+    agreement = []
+    for mel, motion, known in zip(batch.mel.numpy(), batch.motion.numpy(), batch.known.numpy(), strict=True):
+        if motion[:, 0].max() > 0.3 and known[:, 0].all():
+            loud = mel.mean(axis=0)[BACK + columns(FRAMES) + 1]
+            agreement.append(np.corrcoef(loud, motion[:, 0])[0, 1])
+    assert len(agreement) > 12
+    assert np.median(agreement) > 0.8
+    assert not batch.known[..., 3].any() or batch.known[..., 3].mean() < 0.2  # only in silence pressing is known
+
+
+def test_a_short_training_learns_and_the_score_finds_the_offset():
+    pupils = [lesson(f"clip {k}", f"person {k}", seconds=8, seed=k) for k in range(6)]
+    network = learn(balanced(pupils), [], Plan(steps=60, batch=8, spoken=0, channels=32, dropout=0.0), lambda _: None)
+    late = lesson("new", "new", seconds=8, seed=77, offset=2)
+    found = score(late, hear([network], late.mel, len(late.motion)))
+    assert found.offset == 2
+    assert found.opening > budgets.BUILTIN_TOY_CORRELATION
+    assert found.raw_opening < found.opening
+    opening, width = usual([network], pupils)
+    assert 0.2 < opening < 2
+    assert width > 0
+
+
+def test_clips_out_of_step_are_corrected_or_left_out():
+    lessons = [lesson(name, name) for name in ("good", "late", "dubbed")]
+    scores = [
+        Score("good", "good", 0.8, 0.5, 0.8, 0),
+        Score("late", "late", 0.6, 0.5, 0.2, 3),
+        Score("dubbed", "dubbed", 0.05, 0.0, 0.0, 1),
+    ]
+    told: list[str] = []
+    kept = aligned(lessons, scores, told.append)
+    assert [(each.name, each.offset) for each in kept] == [("good", 0), ("late", 3)]
+    assert "dubbed" in told[0]
+
+
+def test_folds_keep_people_apart_and_are_even():
+    lessons = [lesson(f"{k}", f"person {k % 11}", seconds=1) for k in range(44)]
+    fold = folds_of(lessons, 5, 1)
+    assert set(fold) == {f"person {k}" for k in range(11)}
+    sizes = np.bincount([fold[each.person] for each in lessons], minlength=5)
+    assert sizes.min() >= 8
+    assert fold == folds_of(lessons, 5, 1)
+
+
+def test_long_clips_do_not_crowd_out_other_people():
+    lessons = balanced([lesson("long", "a", seconds=40), lesson("short", "b", seconds=2.5)])
+    assert lessons[0].weight / lessons[1].weight == pytest.approx(4, rel=0.02)
+
+
+def test_synthesised_speech_shuts_the_mouth_where_lips_meet():
+    made = _lesson("Mamma Mia, Papa!", Voice("flite", "slt"), np.random.default_rng(0))
+    said = speak("Mamma Mia, Papa!", Voice("flite", "slt"))
+    first = next(phone for phone in said.phones if phone.symbol == "m")
+    frame = int(((first.start_s + first.end_s) / 2 + 0.4) * 25)
+    around = made.motion[frame - 1 : frame + 2]
+    assert (around[:, 0] + around[:, 2]).min() < 0.05
+    assert around[:, 3].max() > 0.5
+    assert made.motion[:, 0].max() > 0.5
+    assert made.pressed
+
+
+def test_the_card_keeps_what_people_wrote(tmp_path: Path):
+    card = tmp_path / "CARD.md"
+    card.write_text("# Card\n\nBy hand.\n\n## Limits\nSome.\n", encoding="utf-8")
+    figures = Figures([Score("a", "grid a", 0.7, 0.5, 0.6, 1)], [lesson("a", "grid a")], ["b"], [], Plan(10), 2)
+    write_card(card, figures)
+    write_card(card, replace(figures, left_out=["c"]))
+    text = card.read_text(encoding="utf-8")
+    assert text.startswith("# Card\n\nBy hand.")
+    assert "| all clips | 1 | 0.700 | 0.500 | 0.600 |" in text
+    assert "`c`" in text
+    assert "`b`" not in text
+    assert text.count("Pearson") == 1
+
+
+def test_a_folder_without_clips_is_told(tmp_path: Path):
+    with pytest.raises(TrackError, match="no clip"):
+        read_tracks(tmp_path, tmp_path / "cache", lambda _: None)
+
+
+@pytest.mark.parametrize(("given", "told"), [(["nowhere"], "no such folder"), ([".", "--steps", "1"], "2 at least")])
+def test_the_command_tells_what_is_wrong(given: list[str], told: str, tmp_path: Path):
+    command = [sys.executable, str(ROOT / "scripts/train_builtin"), "--clips", *given, "--work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_mel_of_a_lesson_is_heard_on_one_level():
+    mel, _ = voice(4)
+    np.testing.assert_allclose(on_level(mel - np.float32(0.4)), on_level(mel), atol=0.2)
