@@ -130,6 +130,8 @@ STREAM_RATE_ERROR_HZ: Final = 0.5
 LIPS_CORRELATION: Final = 0.6
 LIPS_LAG_S: Final = 0.4
 LIPS_PAUSE_SHARE: Final = 0.15
+LIPS_SHUT: Final = 0.045
+"""opening that FaceMesh sees when the mouth is shut, in distances of the outer eye corners; more on a smile"""
 LIPS_SENTENCES: Final = 3
 RECOVERY_S: Final = 20.0
 """3 s and the load of a model, on a machine that does other things as well"""

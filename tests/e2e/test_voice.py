@@ -18,12 +18,13 @@ from tests.budgets import (
     LIPS_LAG_S,
     LIPS_PAUSE_SHARE,
     LIPS_SENTENCES,
+    LIPS_SHUT,
     STREAM_RATE_ERROR_HZ,
     STREAM_SECONDS,
 )
 from tests.pulse import Pulse, pulse
 from tests.rig.ear import Ear
-from tests.rig.lips import follow, loudness, openings
+from tests.rig.lips import follow, loudness, openings, shut_mouth
 from tests.rig.stack import Stack, until
 from tests.rig.viewer import Shot, picture, record
 from tests.rig.voices import RATE_HZ, paused_speech, write_wav
@@ -81,7 +82,9 @@ class Measured:
         times = np.array([shot.at_s for shot in self.shots])
         assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(25.0, abs=STREAM_RATE_ERROR_HZ)
         opening = openings([picture(shot) for shot in self.shots[::2]])
-        result = follow(loudness(self.pcm), self.sound_began_s, times[::2], opening)
+        shut = shut_mouth(opening)
+        assert shut <= LIPS_SHUT
+        result = follow(loudness(self.pcm), self.sound_began_s, times[::2], opening, shut=shut)
         assert result.correlation >= LIPS_CORRELATION, result
         assert result.lag_s <= LIPS_LAG_S, result
         assert result.pause_share <= LIPS_PAUSE_SHARE, result

@@ -13,7 +13,7 @@ from services.face_prep.detector import FaceDetector
 from services.face_prep.landmarks import FaceMesh
 from tests.rig.stack import ROOT
 
-__all__ = ["Following", "follow", "loudness", "openings", "pauses"]
+__all__ = ["Following", "follow", "loudness", "openings", "pauses", "shut_mouth"]
 
 UPPER, LOWER = 13, 14
 EYES: Final = (33, 263)
@@ -51,7 +51,8 @@ class Following:
     lag_s: float
     """by how much the picture is behind the sound there"""
     pause_share: float
-    """largest opening in the pauses, once they have lasted 300 ms + lag, as a share of the speaking maximum"""
+    """largest opening in the pauses, once they have lasted 300 ms + lag, as a share of the speaking maximum, both over
+    that of the shut mouth"""
     maximum: float
     """95th percentile of the opening in speech, eye distances"""
 
@@ -66,12 +67,18 @@ def pauses(
     return [(begin, end) for begin, end in spans if end - begin >= least_s]
 
 
+def shut_mouth(opening: npt.NDArray[np.float64]) -> float:
+    """Opening that is measured when the mouth is shut: in the first moments, before a word was heard."""
+    return float(np.median(opening[:6]))
+
+
 def follow(
     level_db: npt.NDArray[np.float64],
     level_began_s: float,
     times_s: npt.NDArray[np.float64],
     opening: npt.NDArray[np.float64],
     quiet_db: float = -45.0,
+    shut: float = 0.0,
 ) -> Following:
     """Compare.
 
@@ -81,6 +88,7 @@ def follow(
         times_s: when each picture was seen, same clock.
         opening: of each picture.
         quiet_db: under this it is a pause.
+        shut: opening that is measured when the mouth is shut; FaceMesh sees a smile a little open always.
     """
     best, best_lag = -1.0, 0.0
     at = level_began_s + 0.01 * (np.arange(len(level_db)) + 0.5)
@@ -103,4 +111,5 @@ def follow(
         )
         if quiet.any():
             worst = max(worst, float(opening[quiet].max()))
-    return Following(best, best_lag, worst / maximum, maximum)
+    share = max(0.0, worst - shut) / max(maximum - shut, 1e-6)
+    return Following(best, best_lag, share, maximum)

@@ -37,17 +37,18 @@ MOST_LOUDER_DB: Final = 16.0
 MOST_QUIETER_DB: Final = 30.0
 
 # What the network says is in the speaker's own measure: the 95th percentile of the opening is 1.
-MEETING: Final = 0.12
+MEETING: Final = 0.10
 """Lips that are said to be so far apart or less meet: a mean over what may be heard never quite closes a mouth."""
-PRESSED: Final = (0.25, 0.55)
+PRESSED: Final = (0.2, 0.5)
 """From where to where on what is said of pressing closes the mouth, whatever else is said."""
 RAISE_SHARES: Final = (0.06, 0.26)
 """Least and most of an opening that the upper lip does."""
 
 # Motion, eye distances.
-OPEN_USUAL: Final = 0.24
-"""the 95th percentile of the opening: of lively speakers; the median speaker of the clips opens half as far"""
-OPEN_MOST: Final = 0.36
+OPEN_USUAL: Final = 0.55
+"""Opening that a usual wide one becomes, before the bound: that of lively speakers, as a small picture needs it; the
+median speaker of the clips opens less than half as far."""
+OPEN_MOST: Final = 0.44
 WIDTH_USUAL: Final = 0.07
 WIDE_MOST: Final = 0.09
 NARROW_MOST: Final = 0.17
