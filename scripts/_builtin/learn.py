@@ -34,7 +34,7 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Say = Callable[[str], None]
 
-WEIGHTS: Final = (1.0, 0.7, 0.3, 0.8)
+WEIGHTS: Final = (1.0, 0.8, 0.3, 1.0)
 """how much a mistake of each output counts"""
 CORRELATION: Final = (0.5, 0.35)
 """how much opening and width of a sequence that do not go with the speaker's count"""
@@ -60,8 +60,8 @@ class Plan:
     """How long and how much is learned."""
 
     steps: int
-    batch: int = 24
-    spoken: int = 8
+    batch: int = 20
+    spoken: int = 12
     """sequences of synthesised speech in a batch, beside those of people"""
     channels: int = 128
     dropout: float = 0.25

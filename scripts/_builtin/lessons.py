@@ -45,7 +45,7 @@ NOISE_DB: Final = (3.0, 35.0)
 SMEAR_SHARE: Final = 0.25
 MASK_SHARE: Final = 0.3
 PACE: Final = 0.12
-SILENT_SHARE: Final = 0.08
+SILENT_SHARE: Final = 0.12
 ONSET_SHARE: Final = 0.5
 """of the sequences without a voice: it is heard from somewhere in the middle on"""
 

@@ -143,6 +143,7 @@ def save_network(networks: list[Hearing], usual: tuple[float, float], path: Path
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         exported = torch.export.export(ensemble, (example,), dynamic_shapes=({0: torch.export.Dim("windows")},))
         model = ov.convert_model(exported)
+    model.reshape(ov.PartialShape([-1, BANDS, LENGTH]))
     model.inputs[0].get_tensor().set_names({"mel"})
     model.outputs[0].get_tensor().set_names({"motion"})
     part = path.with_name(f"part-{path.name}")

@@ -45,10 +45,10 @@ RAISE_SHARES: Final = (0.06, 0.26)
 """Least and most of an opening that the upper lip does."""
 
 # Motion, eye distances.
-OPEN_USUAL: Final = 0.55
+OPEN_USUAL: Final = 0.42
 """Opening that a usual wide one becomes, before the bound: that of lively speakers, as a small picture needs it; the
-median speaker of the clips opens less than half as far."""
-OPEN_MOST: Final = 0.44
+median speaker of the clips opens half as far."""
+OPEN_MOST: Final = 0.35
 WIDTH_USUAL: Final = 0.07
 WIDE_MOST: Final = 0.09
 NARROW_MOST: Final = 0.17
