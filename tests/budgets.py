@@ -150,7 +150,7 @@ BUILTIN_LEVEL_DIFFERENCE: Final = 0.04
 """mean change of the opening, of the widest one, when the recording is 14 dB quieter"""
 BUILTIN_NOISE_SHARE: Final = 0.05
 """of the widest opening, in white noise at -50 dB of full scale, behind the voice gate; in pauses without it"""
-BUILTIN_UNGATED_NOISE_SHARE: Final = 0.15
+BUILTIN_UNGATED_NOISE_SHARE: Final = 0.25
 """the same without the voice gate"""
 BUILTIN_CLOSURES: Final = 0.90
 """of the p, b, m that synthesisers speak: inner lips within 15 % of the 90th percentile of the opening"""

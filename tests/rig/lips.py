@@ -68,8 +68,11 @@ def pauses(
 
 
 def shut_mouth(opening: npt.NDArray[np.float64]) -> float:
-    """Opening that is measured when the mouth is shut: in the first moments, before a word was heard."""
-    return float(np.median(opening[:6]))
+    """Opening that is measured when the mouth is shut: the least of the first second, before a word was heard.
+
+    The very first pictures may still be the photo as it came, with its smile.
+    """
+    return float(opening[:12].min())
 
 
 def follow(

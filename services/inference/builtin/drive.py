@@ -37,15 +37,15 @@ MOST_LOUDER_DB: Final = 16.0
 MOST_QUIETER_DB: Final = 30.0
 
 # What the network says is in the speaker's own measure: the 95th percentile of the opening is 1.
-MEETING: Final = 0.10
+MEETING: Final = 0.08
 """Lips that are said to be so far apart or less meet: a mean over what may be heard never quite closes a mouth."""
-PRESSED: Final = (0.2, 0.5)
+PRESSED: Final = (0.22, 0.52)
 """From where to where on what is said of pressing closes the mouth, whatever else is said."""
 RAISE_SHARES: Final = (0.06, 0.26)
 """Least and most of an opening that the upper lip does."""
 
 # Motion, eye distances.
-OPEN_USUAL: Final = 0.42
+OPEN_USUAL: Final = 0.50
 """Opening that a usual wide one becomes, before the bound: that of lively speakers, as a small picture needs it; the
 median speaker of the clips opens half as far."""
 OPEN_MOST: Final = 0.35
