@@ -154,6 +154,14 @@ BUILTIN_UNGATED_NOISE_SHARE: Final = 0.25
 """the same without the voice gate"""
 BUILTIN_CLOSURES: Final = 0.90
 """of the p, b, m that synthesisers speak: inner lips within 15 % of the 90th percentile of the opening"""
+BUILTIN_CLOSED: Final = 0.15
+BUILTIN_USUAL_QUANTILE: Final = 0.9
+"""lips that are no further apart than this share of this quantile of the opening meet"""
+BUILTIN_SPEAKS: Final = 0.4
+"""of the widest possible opening that speech reaches"""
+BUILTIN_LEVEL_CORRELATION: Final = 0.95
+"""of the openings of a recording and of the same 14 dB quieter"""
+BUILTIN_LOUD_OPENING: Final = 0.05
 BUILTIN_WIDER: Final = 0.95
 """of the pairs of an open and a close vowel: the open one opens wider"""
 BUILTIN_NARROWER: Final = 0.90
@@ -358,3 +366,33 @@ BUILTIN_ROUNDING: Final = 2
 """between the colours of a grey pixel"""
 BUILTIN_DARK_LINE: Final = 0.55
 """brightness of the line between lips that nearly touch, as a share of that of the skin"""
+TRAIN_MEASURE_ERROR: Final = 0.1
+"""of the usual opening and width, which are 1 in a speaker's own measure"""
+TRAIN_OPENING_SEEN: Final = 0.99
+TRAIN_WIDTH_SEEN: Final = 0.95
+"""r of what was put into landmarks and what is read from them"""
+TRAIN_POSE_ERROR: Final = 1e-3
+TRAIN_OPENING_ERROR: Final = 0.03
+"""eye distances"""
+TRAIN_TOGETHER: Final = 0.8
+"""r of loudness and motion of drawn sequences in which the one follows the other"""
+TRAIN_SILENT_MOST: Final = 0.5
+"""share of sequences without a voice among 24 drawn ones"""
+TRAIN_SHUT: Final = 0.05
+TRAIN_PRESSED: Final = 0.5
+TRAIN_OPEN: Final = 0.5
+"""targets of synthesised speech around an m, and at its widest"""
+TRAIN_LEVEL_ERROR: Final = 0.2
+"""units of the log-mel scale: what lies on its floor stays there"""
+TRAIN_WEIGHT_ERROR: Final = 0.02
+
+# The mark (tests/e2e/test_mark.py)
+MARK_SECONDS: Final = 4
+MARK_LETTERS: Final = 30
+"""white pixels of the mark, whatever the quality of the stream"""
+MARK_MOVES: Final = 20
+"""grey levels by which a moving head changes a pixel"""
+
+# The bus (tests/process/test_bus.py)
+BUS_LEAVINGS: Final = 25
+"""publishers that are left in the middle of a message"""
