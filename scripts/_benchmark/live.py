@@ -54,6 +54,8 @@ class LiveFigures:
     """of single pictures: that mean, and how far each picture's own delay was from it"""
     processor: dict[str, float]
     """by service, cores"""
+    memory_mib: dict[str, float]
+    """by service, PSS"""
     idle_share: float
     """of all processors, the viewer's and the benchmark's own work counted as work"""
 
@@ -115,6 +117,9 @@ def _look(stack: Stack, seconds: float) -> LiveFigures:
     ended, took_s = psutil.cpu_times(), time.monotonic() - began_s
     if len(shots) < 2 or not delays_ms:
         raise RuntimeError("the stream gave no pictures")
+    memory_mib = {
+        str(name): sum(process.memory_full_info().pss for process in group) / 2**20 for name, group in groups.items()
+    }
     processor = {str(name): (_used(group) - used[name]) / took_s for name, group in groups.items()}
     spent = {name: after - before for name, after, before in zip(ended._fields, ended, began, strict=True)}
     total = sum(spent.values()) - spent.get("guest", 0.0) - spent.get("guest_nice", 0.0)  # user has these in it
@@ -132,6 +137,7 @@ def _look(stack: Stack, seconds: float) -> LiveFigures:
         delay_p95_ms=float(np.percentile(delays_ms, 95)),
         picture_p95_ms=float(np.mean(delays_ms) + np.percentile(lags_ms, 95) - np.mean(lags_ms)),
         processor=processor,
+        memory_mib=memory_mib,
         idle_share=(spent["idle"] + spent.get("iowait", 0.0)) / total,
     )
 

@@ -271,13 +271,14 @@ def _lives(lives: Sequence[Live]) -> list[str]:
             "sound to picture, running mean: median, p95 (ms)",
             "single pictures: p95 (ms)",
             "processor by service, % of a core",
+            "memory by service, MiB (PSS)",
             "machine idle",
         ),
-        _row(*["---"] * 8),
+        _row(*["---"] * 9),
     ]
     for live in lives:
         if live.figures is None:
-            lines.append(_row(live.precision, f"not measured: {live.reason}", *[NOTHING] * 6))
+            lines.append(_row(live.precision, f"not measured: {live.reason}", *[NOTHING] * 7))
             continue
         of = live.figures
         lines.append(
@@ -289,6 +290,7 @@ def _lives(lives: Sequence[Live]) -> list[str]:
                 f"{of.delay_median_ms:.0f}, {of.delay_p95_ms:.0f}",
                 f"{of.picture_p95_ms:.0f}",
                 ", ".join(f"{name} {100 * share:.0f}" for name, share in of.processor.items()),
+                ", ".join(f"{name} {mib:.0f}" for name, mib in of.memory_mib.items()),
                 f"{100 * of.idle_share:.0f} %",
             )
         )

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from scripts._builtin.network import AHEAD, BACK, LENGTH
-from scripts._builtin.tracks import RATE_FPS, Track, laid
+from scripts._builtin.tracks import LOWER_INNER, NOSE_TIP, RATE_FPS, UPPER_INNER, Track, laid
 from services.inference.builtin.basis import MotionBasis
 from services.inference.builtin.drive import DB_A_UNIT, on_level
-from services.mel_features.mel import MEL_FLOOR, MEL_RATE_HZ
+from services.mel_features.mel import MEL_BANDS, MEL_FLOOR, MEL_RATE_HZ
 
 __all__ = ["FRAMES", "Batch", "Lesson", "columns", "draw", "lesson_of", "padded"]
 
@@ -25,11 +25,7 @@ Rng = np.random.Generator
 
 FRAMES: Final = 100
 """video frames of a sequence"""
-BANDS: Final = 80
 
-UPPER_INNER: Final = (82, 13, 312)
-LOWER_INNER: Final = (87, 14, 317)
-NOSE_TIP: Final = 4
 LEFT_CORNER, RIGHT_CORNER = 291, 61
 LEAST_OPENING: Final = 0.05
 """A clip whose mouth never opens further than this, eye distances, is not made to look as if it spoke."""
@@ -89,7 +85,7 @@ class Batch:
 
 def lesson_of(track: Track, basis: MotionBasis) -> Lesson:
     """Measure how the mouth of a speaker moves, in his own measure."""
-    face = laid(track.points, basis)
+    face = laid(track.points, basis.mean)
     gap = (face[:, LOWER_INNER, 1] - face[:, UPPER_INNER, 1]).mean(axis=1)
     known = gap[track.seen]
     closed = track.seen & (gap <= np.quantile(known, 0.2))
@@ -171,8 +167,8 @@ def heard(mel: Floats, noise: Floats, rng: Rng) -> Floats:
     """
     db: npt.NDArray[np.floating] = (mel - 4) * np.float32(DB_A_UNIT)
     shift = float(rng.uniform(-SHIFT_BANDS, SHIFT_BANDS))
-    db = _sampled(np.asarray(db, np.float32), np.clip(np.arange(BANDS) + shift, 0, BANDS - 1.001), 0.0)
-    heights = np.linspace(0, np.pi, BANDS)
+    db = _sampled(np.asarray(db, np.float32), np.clip(np.arange(MEL_BANDS) + shift, 0, MEL_BANDS - 1.001), 0.0)
+    heights = np.linspace(0, np.pi, MEL_BANDS)
     tilt = sum(rng.normal(0, TILT_DB / k) * np.cos(k * heights) for k in (1, 2, 3))
     db = db + np.asarray(tilt, np.float32)[:, None]
     if rng.random() < SMEAR_SHARE:
@@ -190,7 +186,7 @@ def heard(mel: Floats, noise: Floats, rng: Rng) -> Floats:
         db = np.asarray(10 * np.log10(10 ** (db / 10) + 10 ** ((other + level) / 10)), np.float32)
     made = _heard_at(np.asarray(db), rng)
     if rng.random() < MASK_SHARE:
-        low = int(rng.integers(0, BANDS - 8))
+        low = int(rng.integers(0, MEL_BANDS - 8))
         made[low : low + int(rng.integers(2, 9))] = made.mean()
     return made
 
@@ -198,7 +194,7 @@ def heard(mel: Floats, noise: Floats, rng: Rng) -> Floats:
 def _smeared(db: npt.NDArray[np.floating], keep: float) -> Floats:
     """Let the sound die away slowly, at a low level, as in a room."""
     power = 10 ** (db / 10)
-    tail = np.zeros(BANDS, np.float64)
+    tail = np.zeros(MEL_BANDS, np.float64)
     made = np.empty_like(power)
     for column in range(power.shape[1]):
         made[:, column] = power[:, column] + 0.25 * tail
@@ -209,8 +205,8 @@ def _smeared(db: npt.NDArray[np.floating], keep: float) -> Floats:
 def _quiet(length: int, rng: Rng) -> Floats:
     """The noise of an empty room."""
     level = rng.uniform(-95, -40)
-    tilt = rng.uniform(-25, 5) * np.linspace(0, 1, BANDS)
-    db = level + tilt[:, None] + rng.normal(0, 2.5, (BANDS, length))
+    tilt = rng.uniform(-25, 5) * np.linspace(0, 1, MEL_BANDS)
+    db = level + tilt[:, None] + rng.normal(0, 2.5, (MEL_BANDS, length))
     if rng.random() < ONSET_SHARE:
         db[:, : int(rng.integers(0, length))] = -200.0
     return _heard_at(db, rng)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from scripts._builtin.tracks import Track
-from services.inference.builtin.basis import AXES, STABLE, similarity
+from scripts._builtin.tracks import LOWER_INNER, NOSE_TIP, UPPER_INNER, Track, laid
+from services.inference.builtin.basis import AXES
 
 __all__ = ["Learned", "learn_basis", "save_basis"]
 
@@ -23,12 +23,10 @@ FRAMES_A_CLIP: Final = 110
 CLIPS_A_PERSON: Final = 12
 COMPONENTS: Final = 10
 """Principal components kept before the regression: the rest is noise of the landmarks."""
-UPPER_INNER: Final = (82, 13, 312)
-LOWER_INNER: Final = (87, 14, 317)
 LIP_LINE: Final = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
 LIP_REACH: Final = 0.3
 """How far from the lips their own motions (all but the jaw's) are followed, eye distances."""
-NOSE_TIP, CHIN, FOREHEAD = 4, 152, 10
+CHIN, FOREHEAD = 152, 10
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,6 @@ def _upright(points: Array) -> Array:
     return np.asarray((points - (right + left) / 2) @ np.stack([x, y, np.cross(x, y)]).T / unit)
 
 
-def _laid_on(reference: Array, points: Array) -> Array:
-    """The points turned, scaled and shifted so that their stable ones lie on those of the reference."""
-    stable = list(STABLE)
-    pose = similarity(points[stable].astype(np.float32), reference[stable].astype(np.float32))
-    return np.asarray(pose.scale * (points @ pose.rotation.astype(np.float64).T) + pose.shift)
-
-
 def _mirror_pairs(mean: Array) -> npt.NDArray[np.intp]:
     """For each point the one that lies opposite, by the shape of a mean face."""
     distance = np.linalg.norm((mean * [-1, 1, 1])[:, None] - mean[None], axis=-1)
@@ -109,14 +100,14 @@ def _learn(tracks: list[Array]) -> Learned:
     mean = _upright(tracks[0][0])
     pairs = np.arange(len(mean))
     for _ in range(3):
-        means = [np.mean([_laid_on(mean, frame) for frame in each], axis=0) for each in tracks]
+        means = [laid(each, mean).mean(axis=0, dtype=np.float64) for each in tracks]
         mean = _upright(np.mean(means, axis=0))
         pairs = _mirror_pairs(mean)
         mean = _upright((mean + mean[pairs] * [-1, 1, 1]) / 2)
 
     moved, neutrals = [], []
     for each in tracks:
-        faces = np.array([_laid_on(mean, frame) for frame in each])
+        faces = laid(each, mean).astype(np.float64)
         gap = np.linalg.norm(faces[:, 13] - faces[:, 14], axis=1)
         neutral = faces[gap <= np.quantile(gap, 0.2)].mean(axis=0)
         neutrals.append(neutral)

@@ -16,9 +16,10 @@ import openvino as ov
 import torch
 from torch import Tensor, nn
 
+from services.mel_features.mel import MEL_BANDS
+
 __all__ = ["AHEAD", "BACK", "LENGTH", "OUTPUTS", "Ensemble", "Hearing", "save_network"]
 
-BANDS: Final = 80
 AHEAD: Final = 7
 """mel frames from the beginning of a video frame on: 75 ms, and 25 ms that the last STFT window reaches further"""
 DILATIONS: Final = (1, 1, 2, 2, 4, 4, 8, 8, 16)
@@ -69,7 +70,7 @@ class Hearing(nn.Module):
             nn.BatchNorm2d(second),
             nn.ReLU(),
         )
-        self.mix = nn.Conv1d(second * BANDS // 4, channels, 1)
+        self.mix = nn.Conv1d(second * MEL_BANDS // 4, channels, 1)
         self.blocks = nn.ModuleList(_Block(channels, dilation, dropout) for dilation in DILATIONS)
         self.head = nn.Sequential(
             nn.Conv1d(channels, HEAD_CHANNELS, 1), nn.ReLU(), nn.Conv1d(HEAD_CHANNELS, len(OUTPUTS), 1)
@@ -137,13 +138,13 @@ def save_network(networks: list[Hearing], usual: tuple[float, float], path: Path
         path: .xml; the .bin comes beside it.
     """
     ensemble = Ensemble(networks, *usual).eval()
-    example = torch.zeros(2, BANDS, LENGTH)
+    example = torch.zeros(2, MEL_BANDS, LENGTH)
     with warnings.catch_warnings():
         # PyTorch 2.13 compares its own trees in a way that it calls deprecated.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         exported = torch.export.export(ensemble, (example,), dynamic_shapes=({0: torch.export.Dim("windows")},))
         model = ov.convert_model(exported)
-    model.reshape(ov.PartialShape([-1, BANDS, LENGTH]))
+    model.reshape(ov.PartialShape([-1, MEL_BANDS, LENGTH]))
     model.inputs[0].get_tensor().set_names({"mel"})
     model.outputs[0].get_tensor().set_names({"motion"})
     part = path.with_name(f"part-{path.name}")

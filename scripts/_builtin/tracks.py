@@ -25,7 +25,17 @@ from services.face_prep.detector import FaceDetector
 from services.face_prep.landmarks import FaceMesh, Landmarks
 from services.inference.builtin.basis import STABLE, MotionBasis, similarity
 
-__all__ = ["RATE_FPS", "Track", "TrackError", "laid", "measured", "read_tracks"]
+__all__ = [
+    "LOWER_INNER",
+    "NOSE_TIP",
+    "RATE_FPS",
+    "UPPER_INNER",
+    "Track",
+    "TrackError",
+    "laid",
+    "measured",
+    "read_tracks",
+]
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -51,6 +61,8 @@ VERSION: Final = "1"
 
 UPPER_INNER: Final = (82, 13, 312)
 LOWER_INNER: Final = (87, 14, 317)
+NOSE_TIP: Final = 4
+"""what is left of the head's own motion shows there"""
 CHIN: Final = (152, 148, 377)
 
 
@@ -112,20 +124,21 @@ def read_tracks(folder: Path, cache: Path, say: Say, *, people: Path = PEOPLE) -
     return tracks
 
 
-def laid(points: Floats, basis: MotionBasis) -> Floats:
+def laid(points: npt.NDArray[np.floating], mean: npt.NDArray[np.floating]) -> Floats:
     """Take the pose of the head from landmarks.
 
     Args:
         points: (n, 468, 3) px.
-        basis: on whose mean face they are laid by the points that speech does not move.
+        mean: face on which they are laid, (468, 3), by the points that speech does not move.
 
     Returns:
         (n, 468, 3), canonical coordinates, eye distances.
     """
     stable = list(STABLE)
+    target = mean[stable].astype(np.float32)
     out = np.empty(points.shape, np.float32)
     for index, each in enumerate(points):
-        pose = similarity(each[stable], basis.mean[stable])
+        pose = similarity(each[stable], target)
         out[index] = pose.scale * (each @ pose.rotation.T) + pose.shift
     return out
 
@@ -141,7 +154,7 @@ def measured(points: Floats, basis: MotionBasis | None = None) -> Floats:
         (n, 3), eye distances: between the inner lips, between the corners of the mouth, the chin's height below the
         eyes.
     """
-    face = laid(points, basis if basis is not None else MotionBasis.load(MODELS / "builtin"))
+    face = laid(points, (basis if basis is not None else MotionBasis.load(MODELS / "builtin")).mean)
     opening = (face[:, LOWER_INNER, 1] - face[:, UPPER_INNER, 1]).mean(axis=1)
     width = face[:, 291, 0] - face[:, 61, 0]
     jaw = face[:, CHIN, 1].mean(axis=1)

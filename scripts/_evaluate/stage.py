@@ -14,7 +14,6 @@ import numpy.typing as npt
 from scripts._builtin.tracks import laid, measured
 from scripts._evaluate.likeness import LIPS
 from scripts._render.audio import Sound
-from scripts._render.compose import lay
 from services.face_prep.face import FaceMaker
 from services.face_prep.landmarks import FaceMesh, Landmarks
 from services.inference.builtin.basis import MotionBasis
@@ -22,6 +21,7 @@ from services.inference.builtin.drive import Motion
 from services.inference.builtin.engine import MODELS, BuiltinEngine
 from services.inference.builtin.warp import FaceWarp
 from services.inference.engine import Drive, Engine, Rendered
+from services.streamer.compositor import compose
 from shared.messages import Face
 
 __all__ = ["Driver", "EvaluateError", "Played", "Stage", "load_driver", "prepared"]
@@ -194,8 +194,7 @@ class Stage:
             if not drawn:
                 continue
             for k, each in zip(numbers, rendered, strict=True):
-                picture = self.face.photo.copy()
-                lay(picture, each)
+                picture = compose(self.face.photo, each)
                 found = self._mesh.refined(picture, last)
                 seen[k] = found.score >= LEAST_SCORE
                 last = found if seen[k] else Landmarks(self.face.landmarks, 1.0)
@@ -230,7 +229,7 @@ class Stage:
 
     def lips(self, points: Floats) -> Floats:
         """Points of the lips without the pose of the head, (n, 40, 2), eye distances."""
-        return laid(points, self._basis)[:, list(LIPS), :2]
+        return laid(points, self._basis.mean)[:, list(LIPS), :2]
 
 
 def _detail(picture: Pixels, points: Floats) -> float:

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts._render.faces import Box
-from services.inference.engine import Rendered
 from services.inference.wav2lip.engine import lower_face, mouth_mask
 from shared.messages import Face
 
-__all__ = ["FACE_SIZE", "cut", "lay", "mask_of", "paste_hard", "paste_soft"]
+__all__ = ["FACE_SIZE", "cut", "mask_of", "paste_hard", "paste_soft"]
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -67,13 +66,6 @@ def mask_of(face: Face, box: Box) -> Floats:
     """
     x1, y1, x2, y2 = box
     return _mask(y2 - y1, x2 - x1) * (mouth_mask(face, box).astype(np.float32) / np.float32(255))
-
-
-def lay(frame: Pixels, rendered: Rendered) -> None:
-    """Lay the moving part of a frame on it by its mask; in place."""
-    height, width = rendered.mask.shape
-    under = frame[rendered.y : rendered.y + height, rendered.x : rendered.x + width]
-    _blend(under, rendered.image, rendered.mask.astype(np.float32) / np.float32(255))
 
 
 @lru_cache(maxsize=64)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts._render.audio import Sound, ffmpeg_input, listen
-from scripts._render.compose import cut, lay, mask_of, paste_hard, paste_soft
+from scripts._render.compose import cut, mask_of, paste_hard, paste_soft
 from scripts._render.faces import Box, BoxStore, Choice, Follower, checked_box, choose, padded, smoothed
 from scripts._render.video import Change, Clip, Mp4, RenderError
 from services.face_prep.face import FaceMaker
@@ -31,6 +31,7 @@ from services.inference.builtin.life import FRAMES_A_SECOND
 from services.inference.engine import Drive, Engine, MelWindow
 from services.inference.wav2lip.files import MANIFEST, PLAIN
 from services.inference.wav2lip.network import FacePart, Wav2LipNetwork
+from services.streamer.compositor import compose
 from shared.messages import Face
 
 __all__ = ["Job", "Made", "Progress", "render"]
@@ -346,9 +347,7 @@ def _builtin_shots(job: Job, photo: Pixels, sound: Sound) -> tuple[tuple[int, ..
             mel = sound.window(number, engine.window, "silence")
             moment = float(number * FRAMES_A_SECOND / sound.rate_hz)
             (rendered,) = engine.render([state], [Drive(mel, gain, face.face, moment)])
-            frame = face.photo.copy()
-            lay(frame, rendered)
-            yield _Shot(number, frame, face.box)
+            yield _Shot(number, compose(face.photo, rendered), face.box)
 
     return face.photo.shape, shots()
 

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from shared.messages import Patch
-
-__all__ = ["compose", "marked"]
+__all__ = ["Layer", "compose", "marked"]
 
 _CORNERS = {"top-left": (0, 0), "top-right": (1, 0), "bottom-left": (0, 1), "bottom-right": (1, 1)}
 
 
-def compose(photo: npt.NDArray[np.uint8], patch: Patch | None) -> npt.NDArray[np.uint8]:
+class Layer(Protocol):
+    """What is laid on a photo: a patch on the bus, or what an engine rendered."""
+
+    @property
+    def x(self) -> int:
+        """Left edge on the photo, px."""
+        ...
+
+    @property
+    def y(self) -> int:
+        """Top edge, px."""
+        ...
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """BGR, (h, w, 3)."""
+        ...
+
+    @property
+    def mask(self) -> npt.NDArray[np.uint8]:
+        """Share of the image in the picture, (h, w), 0..255."""
+        ...
+
+
+def compose(photo: npt.NDArray[np.uint8], patch: Layer | None) -> npt.NDArray[np.uint8]:
     """Lay a patch on a photo by its mask.
 
     Args:

@@ -7,12 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tests.budgets import MARK_LETTERS, MARK_MOVES, MARK_SECONDS
 from tests.rig.stack import ROOT, Stack, until
 from tests.rig.viewer import picture, record
-
-SECONDS = 4
-LETTERS = 30
-"""white pixels of the mark, whatever the quality of the stream"""
 
 
 def test_a_head_that_moves_does_not_cover_the_mark(tmp_path: Path):
@@ -25,11 +22,11 @@ def test_a_head_that_moves_does_not_cover_the_mark(tmp_path: Path):
         until(lambda: stack.status()["face"]["state"] == "ready", 20, "the face is ready")
         stack.post("/requests", {"start": "Start", "source": "demo"})
         until(lambda: stack.status()["latency_ms"], 20, "the face speaks")
-        shots = [picture(shot).astype(int) for shot in record(stack.url + "/video_feed", SECONDS)]
+        shots = [picture(shot).astype(int) for shot in record(stack.url + "/video_feed", MARK_SECONDS)]
     corner = np.stack([shot[-60:, -150:] for shot in shots])
     whole = np.stack([shot[60:200] for shot in shots])
-    assert np.abs(np.diff(whole, axis=0)).max() > 20  # it does move
+    assert np.abs(np.diff(whole, axis=0)).max() > MARK_MOVES  # it does move
     # White letters with a black rim, always the same ones.
-    assert ((corner > 200).all(axis=-1).sum(axis=(1, 2)) > LETTERS).all()
+    assert ((corner > 200).all(axis=-1).sum(axis=(1, 2)) > MARK_LETTERS).all()
     letters = (corner > 200).all(axis=(0, -1))
-    assert letters.sum() > LETTERS
+    assert letters.sum() > MARK_LETTERS

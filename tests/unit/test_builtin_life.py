@@ -19,9 +19,10 @@ from services.inference.builtin.drive import Motion
 from services.inference.builtin.engine import BuiltinEngine, LivingEngine, living
 from services.inference.builtin.eyes import Eyelid
 from services.inference.builtin.life import FRAMES_A_SECOND, ROLL_DEG, SIDEWAYS, STILL, UPWARDS, Life, life_of
-from services.inference.engine import Drive, MelWindow, Rendered
+from services.inference.engine import Drive, MelWindow
 from services.mel_features.mel import MEL_FLOOR
 from services.mel_features.track import REST_EVERY, Track
+from services.streamer.compositor import compose
 from shared.clock import FRAME_SAMPLES
 from shared.messages import Credit, Face, Patch, SessionState, Work
 from shared.settings import Settings
@@ -79,15 +80,6 @@ def drive(still: BuiltinEngine, session: str = "", frame: float = 0.0, gain: flo
 def eyelids(still: BuiltinEngine, face: Face) -> tuple[Eyelid, ...]:
     state = still.prepare(face)
     return eyes.prepare(face, state.unit, state.down)
-
-
-def laid(face: Face, rendered: Rendered) -> np.ndarray:
-    picture = face.photo.copy()
-    height, width = rendered.mask.shape
-    view = picture[rendered.y : rendered.y + height, rendered.x : rendered.x + width]
-    share = rendered.mask[..., None] / 255.0
-    view[:] = np.round(rendered.image * share + view * (1 - share)).astype(np.uint8)
-    return picture
 
 
 def shut(still: BuiltinEngine, face: Face) -> Face:
@@ -287,7 +279,7 @@ def test_only_what_the_mask_covers_changes(engine: LivingEngine, face: Face):
     share = np.zeros(face.photo.shape[:2], np.uint8)
     height, width = rendered.mask.shape
     share[rendered.y : rendered.y + height, rendered.x : rendered.x + width] = rendered.mask
-    change = np.abs(laid(face, rendered).astype(int) - face.photo).max(axis=2)
+    change = np.abs(compose(face.photo, rendered).astype(int) - face.photo).max(axis=2)
     assert not change[share == 0].any()
     # No seam: where the motion ends nothing has moved yet.
     rim = (share > 0) & (cv2.erode(share, np.ones((7, 7), np.uint8)) == 0)
@@ -297,13 +289,13 @@ def test_only_what_the_mask_covers_changes(engine: LivingEngine, face: Face):
 def test_mouth_and_eyes_go_with_the_head(engine: LivingEngine, astronaut: Face):
     state = engine.prepare(astronaut)
     spoken = engine._still.posed(state.warp, Motion(0.2, 0, 0.02, 0))
-    here = laid(astronaut, living(state, spoken, Life(1.0, 1e-6, 0, 0)))
+    here = compose(astronaut.photo, living(state, spoken, Life(1.0, 1e-6, 0, 0)))
     unit = state.warp.unit
     step = 2.0 * state.warp.across + 1.0 * state.warp.down
     away = living(state, spoken, Life(1.0, 2.0 / unit, 1.0 / unit, 0))
     height, width = here.shape[:2]
     wanted = cv2.warpAffine(here, np.array([[1, 0, step[0]], [0, 1, step[1]]], np.float32), (width, height))
-    moved = laid(astronaut, away)
+    moved = compose(astronaut.photo, away)
     for numbers in ([61, 291, 0, 17], [33, 133, 159, 145], [263, 362, 386, 374]):
         points = astronaut.landmarks[numbers, :2]
         (x1, y1), (x2, y2) = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int)
@@ -319,7 +311,7 @@ def test_skin_stays_sharp_while_it_moves(engine: LivingEngine, astronaut: Face):
     reach = round(0.5 * state.warp.unit)
 
     def sharpness(life: Life) -> float:
-        picture = laid(astronaut, living(state, spoken, life))[y - reach : y + reach, x - reach : x + reach]
+        picture = compose(astronaut.photo, living(state, spoken, life))[y - reach : y + reach, x - reach : x + reach]
         return float(cv2.Laplacian(picture.astype(np.float32), cv2.CV_32F).std())
 
     shifts = [sharpness(Life(0, (shift + 1e-6) / state.warp.unit, 0, 0)) for shift in np.linspace(0, 1, 9)]

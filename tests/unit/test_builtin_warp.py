@@ -18,8 +18,9 @@ from services.inference.builtin.basis import STABLE, BasisError, MotionBasis, Po
 from services.inference.builtin.drive import Motion
 from services.inference.builtin.engine import MODELS, BuiltinEngine
 from services.inference.builtin.pictures import LUMA, grey_of
-from services.inference.engine import Drive, Rendered
+from services.inference.engine import Drive
 from services.mel_features.mel import MEL_FLOOR
+from services.streamer.compositor import compose
 from shared.messages import Face
 from tests import budgets
 
@@ -75,15 +76,6 @@ def drawn(engine: BuiltinEngine) -> Face:
     )
 
 
-def laid(face: Face, rendered: Rendered) -> np.ndarray:
-    picture = face.photo.copy()
-    height, width = rendered.mask.shape
-    view = picture[rendered.y : rendered.y + height, rendered.x : rendered.x + width]
-    share = rendered.mask[..., None] / 255.0
-    view[:] = np.round(rendered.image * share + view * (1 - share)).astype(np.uint8)
-    return picture
-
-
 def measured_gap(face: Face, picture: np.ndarray, mesh: FaceMesh) -> float:
     """Distance of the inner lips by FaceMesh, eye distances."""
     found = Landmarks(face.landmarks, 1.0)
@@ -100,7 +92,7 @@ def test_patch_is_soft_at_its_border_and_leaves_the_rest(engine: BuiltinEngine, 
         assert rendered.image.shape == (*rendered.mask.shape, 3)
         assert not rendered.mask[[0, -1]].any()
         assert not rendered.mask[:, [0, -1]].any()
-        moved = np.abs(laid(drawn, rendered).astype(int) - drawn.photo).max(axis=2)
+        moved = np.abs(compose(drawn.photo, rendered).astype(int) - drawn.photo).max(axis=2)
         outside = np.ones(drawn.photo.shape[:2], bool)
         height, width = drawn.mask.shape
         outside[drawn.mask_y : drawn.mask_y + height, drawn.mask_x : drawn.mask_x + width] = drawn.mask == 0
@@ -110,14 +102,14 @@ def test_patch_is_soft_at_its_border_and_leaves_the_rest(engine: BuiltinEngine, 
 
 def test_closed_lips_at_rest_are_the_photo(engine: BuiltinEngine, drawn: Face):
     state = engine.prepare(drawn)
-    assert np.array_equal(laid(drawn, engine.posed(state, REST)), drawn.photo)
+    assert np.array_equal(compose(drawn.photo, engine.posed(state, REST)), drawn.photo)
 
 
 def test_rest_closes_a_smile_and_opening_opens_it(engine: BuiltinEngine, smiling: Face):
     state, mesh = engine.prepare(smiling), FaceMesh(FACE_MODELS)
     assert measured_gap(smiling, smiling.photo, mesh) > 2 * budgets.BUILTIN_REST_GAP
-    assert measured_gap(smiling, laid(smiling, engine.posed(state, REST)), mesh) <= budgets.BUILTIN_REST_GAP
-    assert measured_gap(smiling, laid(smiling, engine.posed(state, OPEN)), mesh) >= budgets.BUILTIN_OPENED_GAP
+    assert measured_gap(smiling, compose(smiling.photo, engine.posed(state, REST)), mesh) <= budgets.BUILTIN_REST_GAP
+    assert measured_gap(smiling, compose(smiling.photo, engine.posed(state, OPEN)), mesh) >= budgets.BUILTIN_OPENED_GAP
 
 
 def test_small_motion_changes_the_picture_little(engine: BuiltinEngine, smiling: Face, drawn: Face):

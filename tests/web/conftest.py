@@ -6,7 +6,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import requests
 
 from tests.budgets import WEB_START_S, WEB_STOP_S
+from tests.rig import stack
 from tests.web.watch import opened
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ class Server:
 
 
 def until(what: Callable[[], Any], limit_s: float) -> Any:
-    """Ask until the answer is true or the time is up; the last answer."""
-    end_s = time.monotonic() + limit_s
-    while not (answer := what()) and time.monotonic() < end_s:
-        time.sleep(0.02)
-    return answer
+    """Ask until the answer is true or the time is up; the answer, or False."""
+    try:
+        return stack.until(what, limit_s, "what the page's test waits for")
+    except TimeoutError:
+        return False
 
 
 @contextmanager

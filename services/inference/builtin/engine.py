@@ -13,7 +13,7 @@ import numpy as np
 from services.inference.builtin import drive, eyes, head, warp
 from services.inference.builtin.basis import MotionBasis
 from services.inference.builtin.life import STILL, Life, life_of
-from services.inference.builtin.pictures import Pixels, mixed
+from services.inference.builtin.pictures import Floats, Pixels, floats, mixed
 from services.inference.engine import Drive, MelWindow, Rendered
 from shared.messages import Face
 
@@ -78,6 +78,8 @@ class LivingFace:
     eyes: eyes.Eyelids
     mouth: Pixels
     """the photo under the mouth's patch, BGR, (h, w, 3)"""
+    share: Floats
+    """of what is drawn of the mouth, (h, w), 0..1"""
 
 
 class LivingEngine:
@@ -104,6 +106,7 @@ class LivingEngine:
             head=head.prepare(face, state.unit, state.across, state.down),
             eyes=eyes.prepare(face, state.unit, state.down),
             mouth=np.ascontiguousarray(face.photo[state.y : state.y + height, state.x : state.x + width]),
+            share=floats(state.mask) * np.float32(1 / 255),
         )
 
     def render(self, states: Sequence[LivingFace], drives: Sequence[Drive]) -> list[Rendered]:
@@ -132,8 +135,7 @@ def living(state: LivingFace, spoken: Rendered, life: Life) -> Rendered:
     """
     if life == STILL:
         return spoken
-    share = spoken.mask.astype(np.float32) * np.float32(1 / 255)
-    drawn = [(spoken.x, spoken.y, mixed(spoken.image, state.mouth, share))]
+    drawn = [(spoken.x, spoken.y, mixed(spoken.image, state.mouth, state.share))]
     if life.closed > 0:
         drawn += [(eye.x, eye.y, eyes.closed(eye, life.closed)) for eye in state.eyes]
     return head.moved(state.head, life, drawn)

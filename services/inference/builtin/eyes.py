@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from services.inference.builtin.eye_shape import BELOW, EYES, EyeShape, shape_of, width_of
-from services.inference.builtin.pictures import NO_MAP, Floats, Pixels, bytes_of, floats, mixed, sampled
+from services.inference.builtin.pictures import NO_MAP, Floats, Pixels, bytes_of, floats, mixed, sampled, smoothstep
 from shared.messages import Face
 
 __all__ = ["Eyelid", "Eyelids", "closed", "prepare"]
@@ -182,7 +182,7 @@ def _eyelid(photo: Pixels, shape: EyeShape, unit: float) -> Eyelid:
     skin = spread(shape.lid) * (1 - share) + spread(shape.cheek) * share
     inwards = np.minimum(place - shape.ends[0], shape.ends[1] - place)
     free = np.minimum(place - shape.free[0], shape.free[1] - place)
-    beside = _smooth(floats(np.minimum((inwards / unit + BESIDE) / 0.12, free / (0.04 * unit))))
+    beside = smoothstep(np.minimum((inwards / unit + BESIDE) / 0.12, free / (0.04 * unit)))
     return Eyelid(
         x=x1,
         y=y1,
@@ -197,12 +197,7 @@ def _eyelid(photo: Pixels, shape: EyeShape, unit: float) -> Eyelid:
         skin=bytes_of(skin),
         darkest=bytes_of(EVEN[0] * skin),
         brightest=bytes_of(EVEN[1] * skin),
-        unfolded=floats(_smooth(floats((height - upper) / (0.06 * unit) + 1.2)) * beside),
+        unfolded=smoothstep((height - upper) / (0.06 * unit) + 1.2) * beside,
         within=floats(np.clip(inwards / (0.05 * unit), 0, 1)),
         lashes=np.broadcast_to(bytes_of(shape.lashes), part.shape).copy(),
     )
-
-
-def _smooth(share: Floats) -> Floats:
-    share = np.clip(share, 0, 1)
-    return floats(share * share * (3 - 2 * share))

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from services.inference.builtin.life import Life
-from services.inference.builtin.pictures import NO_MAP, Floats, Pixels, floats
+from services.inference.builtin.pictures import NO_MAP, Floats, Pixels, floats, smoothstep
 from services.inference.engine import Rendered
 from shared.messages import Face
 
@@ -101,7 +101,7 @@ def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
     away = nodes - middle
     radius = np.hypot(away @ across / radii[0], away @ down / radii[1])
     inside = np.minimum.reduce([nodes[..., 0], nodes[..., 1], width - 1 - nodes[..., 0], height - 1 - nodes[..., 1]])
-    share = _smooth((FADE - radius) / (FADE - 1)) * _smooth((inside - cell) / max(BORDER * unit, 1.0))
+    share = smoothstep((FADE - radius) / (FADE - 1)) * smoothstep((inside - cell) / max(BORDER * unit, 1.0))
     neck = points[[33, 133, 263, 362]].mean(axis=0) + NECK * unit * down
     turn = (nodes - neck)[..., ::-1] * np.array([-1, 1], np.float32)
 
@@ -177,8 +177,3 @@ def _enlarged(photo: Pixels, scale: int) -> Pixels:
     matrix = np.array([[scale, 0, 0], [0, scale, 0]], np.float32)
     large = cv2.warpAffine(wide, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(large, np.uint8)
-
-
-def _smooth(share: Floats) -> Floats:
-    share = np.clip(share, 0, 1)
-    return floats(share * share * (3 - 2 * share))

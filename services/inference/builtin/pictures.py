@@ -21,6 +21,7 @@ __all__ = [
     "sampled",
     "sampled_field",
     "shifted",
+    "smoothstep",
 ]
 
 Floats = npt.NDArray[np.float32]
@@ -37,6 +38,12 @@ NO_MAP: Final[Any] = None
 def floats(values: Any) -> Floats:
     """As float32, without a copy where it is that already."""
     return np.asarray(values, np.float32)
+
+
+def smoothstep(share: Any) -> Floats:
+    """From 0 to 1 without a kink, where the argument goes from 0 to 1; flat beyond."""
+    share = np.clip(share, 0, 1)
+    return floats(share * share * (3 - 2 * share))
 
 
 def bytes_of(values: Any) -> Pixels:

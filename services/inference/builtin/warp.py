@@ -28,6 +28,7 @@ from services.inference.builtin.pictures import (
     sampled,
     sampled_field,
     shifted,
+    smoothstep,
 )
 from shared.messages import Face
 
@@ -616,8 +617,7 @@ def _taper(mask: Pixels, unit: float) -> Floats:
     """Share of the motion, from 0 at the edge of the mask to 1 inside, (h, w)."""
     padded = cv2.copyMakeBorder((mask > 0).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inside = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    share = np.clip((inside - 1.5) / (EDGE * unit), 0, 1)
-    return np.asarray(share * share * (3 - 2 * share), np.float32)
+    return smoothstep((inside - 1.5) / (EDGE * unit))
 
 
 def _places(shape: tuple[int, int]) -> Floats:
@@ -641,8 +641,7 @@ def _beside(grid: tuple[int, int], cell: int, points: Floats, across: Floats, un
     middle = (points[78] + points[308]) / 2
     half = float((points[308] - points[78]) @ across) / 2
     sideways = np.abs((_nodes(grid, cell) - middle) @ across)
-    share = np.clip((half + 0.05 * unit - sideways) / (0.06 * unit), 0, 1)
-    return np.asarray(share * share * (3 - 2 * share), np.float32)
+    return smoothstep((half + 0.05 * unit - sideways) / (0.06 * unit))
 
 
 def _fields(
