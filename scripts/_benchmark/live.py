@@ -1,4 +1,4 @@
-"""The whole pipeline with engine wav2lip, as a viewer sees it."""
+"""The whole pipeline as a viewer sees it: with engine wav2lip, and what a session with the built-in engine costs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import cv2
 import numpy as np
 import psutil
 
 from shared.clock import SAMPLE_RATE_HZ
 from shared.topics import SERVICES
-from tests.rig.stack import Stack, until
+from tests.rig.stack import ROOT, Stack, until
 from tests.rig.viewer import Shot, record
 
-__all__ = ["Live", "LiveFigures", "watch"]
+__all__ = ["Live", "LiveFigures", "Session", "attend", "watch"]
+
+DEMO_FACE: Final = ROOT / "services" / "face_prep" / "assets" / "demo_face.png"
 
 READY_S: Final = 60.0
 SETTLE_S: Final = 5.0
@@ -54,10 +57,17 @@ class LiveFigures:
     """of single pictures: that mean, and how far each picture's own delay was from it"""
     processor: dict[str, float]
     """by service, cores"""
+    encoder: float
+    """what the JPEG encoder has of the streamer's, cores"""
     memory_mib: dict[str, float]
     """by service, PSS"""
     idle_share: float
     """of all processors, the viewer's and the benchmark's own work counted as work"""
+
+    @property
+    def without_encoder(self) -> float:
+        """All services together, cores."""
+        return sum(self.processor.values()) - self.encoder
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,67 @@ class Live:
     figures: LiveFigures | None
     reason: str = ""
     """why there are none"""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a session with the built-in engine and one viewer costs."""
+
+    side_px: int
+    """of the picture, which is square"""
+    looks: tuple[LiveFigures, ...]
+    """one after the other, of the same session"""
+
+
+def attend(sound: Path, side_px: int, seconds: float, times: int, say: Callable[[str], None]) -> Session:
+    """Start the services, let the demo face speak a sound file again and again with the built-in engine, and look.
+
+    Args:
+        sound: what it speaks.
+        side_px: of the picture.
+        seconds: for how long.
+        times: how often.
+        say: told what is being done.
+
+    Returns:
+        the figures.
+
+    Raises:
+        AssertionError: the services did not start.
+        OSError: the demo face cannot be read, or a service did not answer.
+        RuntimeError: the stream gave no pictures.
+    """
+    settings = {
+        "MOUTHPIECE_ENGINE": "builtin",
+        "MOUTHPIECE_SOURCE": f"file:{sound.resolve()}",
+        "MOUTHPIECE_LOOP": "yes",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        face = Path(folder) / "face.png"
+        face.write_bytes(_demo_face(side_px))
+        with Stack(Path(folder) / "var", {**settings, "MOUTHPIECE_FACE": str(face)}) as stack:
+            until(lambda: _talks(stack, side_px), READY_S, "the face speaks")
+            threading.Event().wait(SETTLE_S)
+            looks = []
+            for number in range(times):
+                say(f"a session at {side_px}x{side_px}, {seconds:.0f} s, {number + 1} of {times}")
+                looks.append(_look(stack, seconds))
+    return Session(side_px, tuple(looks))
+
+
+def _demo_face(side_px: int) -> bytes:
+    """The demo face in another size, PNG."""
+    picture = cv2.imread(str(DEMO_FACE))
+    if picture is None:
+        raise OSError(f"{DEMO_FACE} cannot be read")
+    smaller = side_px < picture.shape[0]
+    resized = cv2.resize(picture, (side_px, side_px), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+    return cv2.imencode(".png", resized)[1].tobytes()
+
+
+def _talks(stack: Stack, side_px: int) -> bool:
+    status = stack.status()
+    return status["latency_ms"] is not None and (status["width"], status["height"]) == (side_px, side_px)
 
 
 def watch(model: Path, precision: str, sound: Path, seconds: float, say: Callable[[str], None]) -> Live:
@@ -105,6 +176,7 @@ def _look(stack: Stack, seconds: float) -> LiveFigures:
     looking = threading.Thread(target=lambda: shots.extend(record(stack.url, seconds)), name="viewer")
     groups = {name: stack.processes(name) for name in SERVICES}
     counted = _playout(stack)
+    encoder = _told(stack, "jpeg_seconds_total")
     used = {name: _used(group) for name, group in groups.items()}
     began, began_s = psutil.cpu_times(), time.monotonic()
     looking.start()
@@ -121,6 +193,7 @@ def _look(stack: Stack, seconds: float) -> LiveFigures:
         str(name): sum(process.memory_full_info().pss for process in group) / 2**20 for name, group in groups.items()
     }
     processor = {str(name): (_used(group) - used[name]) / took_s for name, group in groups.items()}
+    encoder = (_told(stack, "jpeg_seconds_total") - encoder) / took_s
     spent = {name: after - before for name, after, before in zip(ended._fields, ended, began, strict=True)}
     total = sum(spent.values()) - spent.get("guest", 0.0) - spent.get("guest_nice", 0.0)  # user has these in it
     after = _playout(stack)
@@ -137,6 +210,7 @@ def _look(stack: Stack, seconds: float) -> LiveFigures:
         delay_p95_ms=float(np.percentile(delays_ms, 95)),
         picture_p95_ms=float(np.mean(delays_ms) + np.percentile(lags_ms, 95) - np.mean(lags_ms)),
         processor=processor,
+        encoder=encoder,
         memory_mib=memory_mib,
         idle_share=(spent["idle"] + spent.get("iowait", 0.0)) / total,
     )
@@ -166,9 +240,10 @@ def _used(group: list[psutil.Process]) -> float:
 
 def _playout(stack: Stack) -> dict[str, float]:
     """The streamer's counts of frames that did not go as they should."""
-    told = stack.get("/metrics").decode()
-    found = {}
-    for name in PLAYOUT:
-        value = re.search(rf"^mouthpiece_now_playout_{name}{{[^}}]*}} (\S+)$", told, re.MULTILINE)
-        found[name] = float(value.group(1)) if value else 0.0
-    return found
+    return {name: _told(stack, f"now_playout_{name}") for name in PLAYOUT}
+
+
+def _told(stack: Stack, name: str) -> float:
+    """A figure of the streamer's; 0 while it tells none."""
+    value = re.search(rf"^mouthpiece_{name}(?:{{[^}}]*}})? (\S+)$", stack.get("/metrics").decode(), re.MULTILINE)
+    return float(value.group(1)) if value else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import matplotlib as mpl
 
 from scripts._benchmark.clock import Rounds, Spread, paired, spread
 from scripts._benchmark.contenders import PLAIN_NAME, PYTORCH, TITLES, Entrant
-from scripts._benchmark.live import Live
+from scripts._benchmark.live import Live, Session
 from scripts._benchmark.machine import Machine, Meanwhile
 from scripts._benchmark.peak import Way
 from scripts._wav2lip.accuracy import Accuracy
@@ -22,7 +22,19 @@ mpl.use("Agg")  # before pyplot: there may be no screen
 
 from matplotlib import pyplot as plt
 
-__all__ = ["PEAK_GROUP", "Cell", "Likeness", "Peak", "Report", "Table", "draw", "markdown", "save", "table_of"]
+__all__ = [
+    "PEAK_GROUP",
+    "Cell",
+    "Likeness",
+    "Peak",
+    "Report",
+    "Table",
+    "draw",
+    "markdown",
+    "save",
+    "session_table",
+    "table_of",
+]
 
 PEAK_GROUP: Final = 0
 """group of the race in which the peak is measured; the others are batches"""
@@ -295,6 +307,31 @@ def _lives(lives: Sequence[Live]) -> list[str]:
             )
         )
     return [*lines, "", "The one who looks on and measures runs on the same machine."]
+
+
+def session_table(session: Session) -> str:
+    """What a session with the built-in engine costs, as Markdown."""
+    looks = session.looks
+    lines = [
+        _row("what", f"% of a core, {session.side_px}x{session.side_px}"),
+        _row("---", "---"),
+        *(_row(name, _shares(of.processor[name] for of in looks)) for name in looks[0].processor),
+        _row("all services", _shares(sum(of.processor.values()) for of in looks)),
+        _row("the JPEG encoder's part of it", _shares(of.encoder for of in looks)),
+        _row("all services without the JPEG encoder", _shares(of.without_encoder for of in looks)),
+    ]
+    rates, new = ([getattr(of, name) for of in looks] for name in ("frame_rate_hz", "new_rate_hz"))
+    words = (
+        f"Median of {len(looks)} looks of {looks[0].seconds:.0f} s each (least to most): user and "
+        "system time of a session with the built-in engine and one viewer. "
+        f"The viewer got {min(rates):.1f} frames a second or more, {min(new):.1f} of them new pictures or more."
+    )
+    return "\n".join([words, "", *lines])
+
+
+def _shares(cores: Iterable[float]) -> str:
+    values = [100.0 * core for core in cores]
+    return f"{_median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
 
 
 def _batches(table: Table) -> list[int]:

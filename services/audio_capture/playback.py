@@ -197,7 +197,8 @@ class FileSource:
             with self._change:
                 finished, problem = self._finished, self._problem
                 block = self._blocks.popleft() if self._wants(now_ns) and self._blocks else None
-                self._change.notify_all()
+                if block is not None:
+                    self._change.notify_all()  # there is room again
                 drained = not self._blocks
             if block is not None:
                 self._playout.put(block, now_ns)

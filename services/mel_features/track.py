@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.inference.engine import MelWindow
-from services.mel_features.mel import MEL_BANDS, StreamingMel
+from services.mel_features.mel import HOP, MEL_BANDS, N_FFT, StreamingMel
 from services.mel_features.voice import VoiceGate
 from services.mel_features.windows import Windows
 from shared.clock import FRAME_SAMPLES, SAMPLE_RATE_HZ
@@ -40,7 +40,8 @@ class Track:
     """Follows the sound of one epoch.
 
     The engine's window may be unknown at first or change (another kind of worker); the newest mel frames are kept and
-    windows are cut for what is still to come.
+    windows are cut for what is still to come. Sound that completes no window waits for the next piece, so that half the
+    pieces cost nothing.
     """
 
     def __init__(self, epoch: int, stream: str) -> None:
@@ -52,7 +53,11 @@ class Track:
         self._gate = VoiceGate()
         self._window: MelWindow | None = None
         self._windows: Windows | None = None
-        self._history: deque[tuple[int, npt.NDArray[np.float32]]] = deque(maxlen=HISTORY)
+        self._unread: list[npt.NDArray[np.int16]] = []
+        """sound that follows on what the mel frames were made of"""
+        self._history: deque[tuple[int, npt.NDArray[np.float32]]] = deque()
+        self._kept = 0
+        """mel frames in it"""
         self._heard_ns = 0
         self._silent = 0
 
@@ -73,7 +78,7 @@ class Track:
 
     def _present_frame(self) -> int:
         """The frame whose sound is just being heard."""
-        return 0 if self._mel is None else self._mel.samples_in // FRAME_SAMPLES
+        return self.position // FRAME_SAMPLES
 
     def push(self, first_sample: int, pcm: npt.NDArray[np.int16], captured_ns: int) -> list[Due]:
         """Take a piece of sound; a jump in the sample count is a gap. What was heard before is passed over.
@@ -90,34 +95,59 @@ class Track:
         if self._mel is None:
             self._mel = StreamingMel(first_sample)
             self._gate = VoiceGate(first_sample)
-        position = self._mel.samples_in
+        position = self.position
         if first_sample < position:
             return []
         if first_sample > position:
             due = self.gap(first_sample - position)
         self._heard_ns = captured_ns
-        first = self._mel.frames_out
-        frames = self._mel.push(pcm)
-        self._gate.push(pcm)
-        return due + self._cut(first, frames)
+        self._unread.append(pcm)
+        return due + self._read() if self._completes() else due
 
     def gap(self, samples: int) -> list[Due]:
         """Pass over missing sound as silence."""
         if self._mel is None:
             return []
         self.lost_samples += samples
+        due = self._read()
         first = self._mel.frames_out
         frames = self._mel.skip(samples)
         self._gate.skip(samples)
-        due = self._cut(first, frames)
+        due += self._cut(first, frames)
         if self._mel.frames_out > first + frames.shape[1]:
-            self._history.clear()
+            self._forget()
         return due
 
     @property
     def position(self) -> int:
         """Media time up to which sound came, samples."""
-        return 0 if self._mel is None else self._mel.samples_in
+        return 0 if self._mel is None else self._mel.samples_in + self._waiting_samples
+
+    @property
+    def _waiting_samples(self) -> int:
+        return sum(len(pcm) for pcm in self._unread)
+
+    def _completes(self) -> bool:
+        """Whether the sound so far completes a window, or enough of it waits."""
+        if self._windows is None or self._waiting_samples >= FRAME_SAMPLES:
+            return True
+        return self.position >= (self._windows.reach - 1) * HOP + N_FFT // 2
+
+    def _read(self) -> list[Due]:
+        """Make mel frames of the sound that waits."""
+        if self._mel is None or not self._unread:
+            return []
+        pcm = np.concatenate(self._unread)
+        self._unread = []
+        first = self._mel.frames_out
+        frames = self._mel.push(pcm)
+        self._gate.push(pcm)
+        return self._cut(first, frames)
+
+    def _forget(self) -> None:
+        """Keep nothing of what was heard."""
+        self._history.clear()
+        self._kept = 0
 
     def tell_rest(self) -> None:
         """Make the next frame of silence whatever was made before: whoever should know of it could not take it."""
@@ -127,10 +157,11 @@ class Track:
         if frames.shape[1] == 0:
             return []
         if self._history and self._history[-1][0] + self._history[-1][1].shape[1] != first:
-            self._history.clear()
+            self._forget()
         self._history.append((first, frames))
-        while sum(held.shape[1] for _, held in self._history) > HISTORY:
-            self._history.popleft()
+        self._kept += frames.shape[1]
+        while self._kept > HISTORY:
+            self._kept -= self._history.popleft()[1].shape[1]
         if self._windows is None:
             return []
         return list(self._voiced(self._windows.push(first, frames)))

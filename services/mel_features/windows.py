@@ -52,6 +52,11 @@ class Windows:
         """Number of the next video frame."""
         return self._next
 
+    @property
+    def reach(self) -> int:
+        """Number of the mel frame after the last one that the next video frame needs."""
+        return self._start(self._next) + self._window.length
+
     def push(self, index: int, frames: Mel) -> list[tuple[int, Mel]]:
         """Take mel frames.
 
@@ -79,7 +84,7 @@ class Windows:
         self._begun = True
         self._held = np.concatenate([self._held, frames.astype(np.float32, copy=False)], axis=1)
         self._end = index + frames.shape[1]
-        while self._start(self._next) + self._window.length <= self._end:
+        while self.reach <= self._end:
             made.append((self._next, self._cut(self._start(self._next))))
             self._next += 1
         self._forget()

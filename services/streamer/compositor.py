@@ -55,11 +55,17 @@ def compose(photo: npt.NDArray[np.uint8], patch: Layer | None) -> npt.NDArray[np
     if top >= bottom or left >= right:
         return photo
     rows, columns = slice(top - patch.y, bottom - patch.y), slice(left - patch.x, right - patch.x)
-    share = patch.mask[rows, columns].astype(np.float32) / np.float32(255)
+    mask, over = patch.mask[rows, columns], patch.image[rows, columns]
     out = photo.copy()
-    under = np.ascontiguousarray(out[top:bottom, left:right])
-    over = np.ascontiguousarray(patch.image[rows, columns])
-    out[top:bottom, left:right] = cv2.blendLinear(over, under, share, 1 - share)
+    under = out[top:bottom, left:right]
+    cv2.copyTo(over, mask, under)  # all of it where the mask is not 0
+    soft = cv2.boundingRect(cv2.inRange(mask, 1, 254))  # the edge, where both are seen; a living head's has none
+    if soft[2]:
+        x, y, width, height = soft
+        part = (slice(y, y + height), slice(x, x + width))
+        share = mask[part] / np.float32(255)
+        photo_part = np.ascontiguousarray(photo[top:bottom, left:right][part])
+        under[part] = cv2.blendLinear(np.ascontiguousarray(over[part]), photo_part, share, 1 - share)
     return out
 
 

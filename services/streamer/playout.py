@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Final
 
-import numpy as np
-
 from shared.clock import FRAME_RATE_HZ, FRAME_SAMPLES, MediaClock, sample_of
 from shared.messages import Patch
 
@@ -101,6 +99,14 @@ class Playout:
     def _adapt(self) -> None:
         if not self._lags:
             return
-        wanted = float(np.quantile(self._lags, self.QUANTILE)) + self.MARGIN_S
+        wanted = _quantile(sorted(self._lags), self.QUANTILE) + self.MARGIN_S
         error_s = min(self.MOST_S, max(self.LEAST_S, wanted)) - self.delay_s
         self.delay_s += min(self.RISE_S, error_s) if error_s > 0 else error_s * self.FALL_SHARE
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    """What a share of ordered numbers stays under, between two of them in proportion. NumPy takes 0.1 ms for that."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

@@ -20,8 +20,9 @@ from openvino import opset13 as ops
 
 from scripts._benchmark.clock import Turn, race
 from scripts._benchmark.contenders import PLAIN_NAME, PYTORCH, TITLES, Entrant, able
+from scripts._benchmark.live import LiveFigures, Session
 from scripts._benchmark.peak import Way, macs
-from scripts._benchmark.report import PEAK_GROUP, table_of
+from scripts._benchmark.report import PEAK_GROUP, session_table, table_of
 from tests import budgets
 from tests.rig.stack import ROOT
 
@@ -225,3 +226,21 @@ def test_wrong_input_is_told_and_nothing_written(tmp_path: Path, words: tuple[st
     assert done.stderr.splitlines()[-1].startswith("benchmark: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_session_costs_is_told_without_the_encoder():
+    def look(streamer: float, encoder: float, rate_hz: float) -> LiveFigures:
+        return LiveFigures(
+            seconds=20.0, frames=500, frame_rate_hz=rate_hz, new_rate_hz=24.0, late=0, skipped=0, held=0,
+            delay_median_ms=150, delay_p95_ms=160, picture_p95_ms=180,
+            processor={"inference": 0.1, "streamer": streamer}, encoder=encoder,
+            memory_mib={"inference": 100.0, "streamer": 60.0}, idle_share=0.5,
+        )  # fmt: skip
+
+    told = session_table(Session(512, (look(0.09, 0.02, 25.0), look(0.08, 0.02, 24.9), look(0.12, 0.01, 25.0))))
+    rows = dict(line.strip("| ").split(" | ") for line in told.splitlines()[2:])
+    assert rows["streamer"] == "9.0 (8.0-12.0)"
+    assert rows["all services"] == "19.0 (18.0-22.0)"
+    assert rows["the JPEG encoder's part of it"] == "2.0 (1.0-2.0)"
+    assert rows["all services without the JPEG encoder"] == "17.0 (16.0-21.0)"
+    assert "24.9 frames a second or more" in told

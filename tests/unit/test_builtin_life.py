@@ -357,6 +357,20 @@ def test_each_frame_of_a_batch_has_its_own_life(
         engine.render(states, drives[:1])
 
 
+def test_a_head_that_stays_is_drawn_as_one_that_was_just_moved(engine: LivingEngine, demo: Face):
+    kept = engine.prepare(demo)
+    drawn = []
+    for frame, opening in ((300, 0.2), (301, 0.0), (302, 0.1), (303, 0.2), (300, 0.0)):
+        life = life_of("default", frame)
+        spoken = engine._still.posed(kept.warp, Motion(opening, 0, 0, 0))
+        drawn.append(living(kept, spoken, life).image)
+        fresh = engine.prepare(demo)
+        assert np.array_equal(drawn[-1], living(fresh, spoken, life).image), "nothing stays of the frame before"
+    assert not np.array_equal(drawn[1], drawn[2])
+    pairs = [[life_of("default", frame + step) for step in (0, 1)] for frame in range(100, 400, 2)]
+    assert all((one.right, one.down, one.roll) == (two.right, two.down, two.roll) for one, two in pairs)
+
+
 # The setting, and frames in silence.
 
 

@@ -39,6 +39,23 @@ def test_pixels_stay_where_the_mask_is_zero_and_are_the_patch_where_it_is_full()
     assert np.abs(half - between).max() <= 1
 
 
+def test_a_soft_edge_anywhere_is_mixed_of_both_pictures():
+    mask = np.full((30, 40), 255, np.uint8)
+    mask[:8] = 0
+    mask[20:26, 5:18] = np.random.default_rng(2).integers(0, 256, (6, 13))
+    for x, y in ((5, 7), (-10, -22), (60, 40)):
+        laid = patch(x, y, mask)
+        out = compose(PHOTO, laid)
+        top, left = max(0, y), max(0, x)
+        bottom, right = min(60, y + 30), min(80, x + 40)
+        cut = (slice(top - y, bottom - y), slice(left - x, right - x))
+        under, share = PHOTO[top:bottom, left:right].astype(float), mask[cut][..., None] / 255
+        wanted = laid.image[cut] * share + under * (1 - share)
+        assert np.abs(out[top:bottom, left:right] - wanted).max() <= 1
+        hard = mask[cut] % 255 == 0
+        np.testing.assert_array_equal(out[top:bottom, left:right][hard], wanted[hard])
+
+
 def test_a_patch_over_the_edge_is_cut_and_one_outside_changes_nothing():
     mask = np.full((30, 40), 255, np.uint8)
     for x, y in ((-10, -5), (60, 50), (70, -20)):

@@ -8,14 +8,23 @@ was drawn for this frame alone, the mouth and the eyes, is small and sampled by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import cv2
 import numpy as np
 
 from services.inference.builtin.life import Life
-from services.inference.builtin.pictures import NO_MAP, Floats, Pixels, floats, smoothstep
+from services.inference.builtin.pictures import (
+    NO_MAP,
+    Floats,
+    Pixels,
+    enlarged,
+    fine_scale,
+    floats,
+    sampled_fine,
+    smoothstep,
+)
 from services.inference.engine import Rendered
 from shared.messages import Face
 
@@ -39,10 +48,18 @@ BORDER: Final = 0.35
 """How far inside the photo's border the motion reaches its full size."""
 MOST: Final = 0.04
 """More than anything on the head ever moves."""
-FINE: Final = 2
-"""Pixels kept for one of the photo, along each side."""
-FINE_PIXELS: Final = 4_000_000
-"""A head that would need more is kept at the photo's own size."""
+
+
+@dataclass
+class _Held:
+    """The head as it was moved last. It mostly stays there for the next frame."""
+
+    where: tuple[float, float, float] | None = None
+    """its way to the right, down the face, and its turn"""
+    places: Floats = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
+    """where each pixel came from in `fine`, (h, w, 2)"""
+    picture: Pixels = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
+    """BGR, (h, w, 3)"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,7 @@ class Head:
     """place of each pixel in `fine`, (h, w, 2)"""
     mask: Pixels
     """255 where something moves, (h, w), 0 on the border"""
+    held: _Held = field(default_factory=_Held)
 
 
 def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
@@ -105,7 +123,7 @@ def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
     neck = points[[33, 133, 263, 362]].mean(axis=0) + NECK * unit * down
     turn = (nodes - neck)[..., ::-1] * np.array([-1, 1], np.float32)
 
-    scale = FINE if FINE**2 * photo[..., 0].size <= FINE_PIXELS else 1
+    scale = fine_scale(shape)
     pixels = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), axis=-1)
     mask = np.where(cv2.resize(share, (shape[1], shape[0])) > 0, 255, 0).astype(np.uint8)
     mask[[0, -1]] = 0
@@ -115,7 +133,7 @@ def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
         y=y1,
         unit=unit,
         scale=scale,
-        fine=_enlarged(photo, scale),
+        fine=enlarged(photo, scale),
         cell=cell,
         share=floats(np.stack([share, share], axis=-1)),
         turned=floats(share[..., None] * turn),
@@ -139,13 +157,7 @@ def moved(head: Head, life: Life, drawn: Sequence[tuple[int, int, Pixels]]) -> R
         the patch of the whole head.
     """
     height, width = head.mask.shape
-    step = head.unit * (life.right * head.across + life.down * head.down)
-    way = head.share * floats(step) + np.float32(life.roll) * head.turned
-    gone = cv2.resize(way, (way.shape[1] * head.cell, way.shape[0] * head.cell), interpolation=cv2.INTER_LINEAR)
-    # A point at p came from p - way(p): the way changes so little from pixel to pixel that this is its inverse too.
-    places = cv2.scaleAdd(gone[:height, :width], -float(head.scale), head.places)
-    image = cv2.remap(head.fine, places, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    picture = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGRA2BGR), np.uint8)
+    places, picture = _carried(head, life)
     margin = 1 + int(np.ceil(MOST * head.unit))
     for left, top, pixels in drawn:
         x, y = left - head.x, top - head.y
@@ -158,6 +170,21 @@ def moved(head: Head, life: Life, drawn: Sequence[tuple[int, int, Pixels]]) -> R
     return Rendered(head.x, head.y, picture, head.mask)
 
 
+def _carried(head: Head, life: Life) -> tuple[Floats, Pixels]:
+    """Where each pixel of the moved head comes from, and its picture, to be drawn on."""
+    held, where = head.held, (life.right, life.down, life.roll)
+    if held.where != where:
+        height, width = head.mask.shape
+        step = head.unit * (life.right * head.across + life.down * head.down)
+        way = head.share * floats(step) + np.float32(life.roll) * head.turned
+        gone = cv2.resize(way, (way.shape[1] * head.cell, way.shape[0] * head.cell), interpolation=cv2.INTER_LINEAR)
+        # A point at p came from p - way(p): the way changes so little from pixel to pixel that this is its inverse too.
+        held.places = floats(cv2.scaleAdd(gone[:height, :width], -float(head.scale), head.places))
+        held.picture = sampled_fine(head.fine, held.places)
+        held.where = where
+    return held.places, held.picture.copy()
+
+
 def _outline(points: Floats, unit: float, across: Floats, down: Floats) -> tuple[Floats, Floats]:
     """Middle, px, and half the width and height of the ellipse that holds head and hair."""
     origin = points[FOREHEAD]
@@ -166,14 +193,3 @@ def _outline(points: Floats, unit: float, across: Floats, down: Floats) -> tuple
     top, bottom = heights[0] - HAIR * unit, heights[1]
     middle = origin + (left + right) / 2 * across + (top + bottom) / 2 * down
     return floats(middle), floats([(right - left) / 2, (bottom - top) / 2])
-
-
-def _enlarged(photo: Pixels, scale: int) -> Pixels:
-    """A larger copy in which each pixel of the photo stands as it was, BGRA."""
-    wide = cv2.cvtColor(photo, cv2.COLOR_BGR2BGRA)
-    if scale == 1:
-        return np.asarray(wide, np.uint8)
-    size = (photo.shape[1] * scale, photo.shape[0] * scale)
-    matrix = np.array([[scale, 0, 0], [0, scale, 0]], np.float32)
-    large = cv2.warpAffine(wide, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(large, np.uint8)

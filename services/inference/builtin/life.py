@@ -52,6 +52,9 @@ UPWARDS_PERIODS_S: Final = (4.4, 9.7, 13.1)
 """The first is breath: an adult at rest breathes 12 to 15 times a minute (Barrett et al., "Ganong's Review of Medical
 Physiology")."""
 ROLL_PERIODS_S: Final = (9.1, 5.9, 14.3)
+HELD: Final = 2
+"""Frames for which the head stays where it is: in so short a time it goes less than a thousandth of the eye distance, a
+tenth of a pixel where that is 100, which nobody sees; and to move it takes a quarter of the time of a frame."""
 SETTLE_S: Final = 2.0
 """A time line begins with the photo's own pose and leaves it in this time."""
 
@@ -85,7 +88,7 @@ def life_of(session: str, frame: float) -> Life:
     """
     if frame <= 0:
         return STILL
-    time_s = frame / FRAMES_A_SECOND
+    time_s = frame // HELD * HELD / FRAMES_A_SECOND
     settled = _smooth(time_s / SETTLE_S)
     return Life(
         closed=_closed(session, frame),

@@ -10,16 +10,21 @@ import numpy.typing as npt
 
 __all__ = [
     "LUMA",
+    "NO_MAP",
     "Floats",
     "Pixels",
     "blurred",
     "bytes_of",
+    "clamped",
+    "enlarged",
+    "fine_scale",
     "floats",
     "grey_of",
     "mixed",
     "nearest",
     "sampled",
     "sampled_field",
+    "sampled_fine",
     "shifted",
     "smoothstep",
 ]
@@ -31,6 +36,11 @@ LUMA: Final = np.array([0.114, 0.587, 0.299], np.float32)
 """share of blue, green and red in the brightness of a pixel (ITU-R BT.601)"""
 CUBIC_MOST: Final = 3 * 400 * 400
 """Values of a picture up to which it is sampled by cubic interpolation."""
+FINE: Final = 2
+"""Pixels of an enlarged picture for one of the picture, along each side: linear sampling then loses nothing that is
+seen, and takes a quarter of the time of cubic sampling."""
+FINE_PIXELS: Final = 4_000_000
+"""A picture that would have more of them is not enlarged."""
 NO_MAP: Final[Any] = None
 """OpenCV's type stubs know no call of remap with a single map, which it documents and takes."""
 
@@ -44,6 +54,11 @@ def smoothstep(share: Any) -> Floats:
     """From 0 to 1 without a kink, where the argument goes from 0 to 1; flat beyond."""
     share = np.clip(share, 0, 1)
     return floats(share * share * (3 - 2 * share))
+
+
+def clamped(value: float, low: float, high: float) -> float:
+    """The number, or the end of low..high that it lies beyond."""
+    return min(max(float(value), low), high)
 
 
 def bytes_of(values: Any) -> Pixels:
@@ -68,6 +83,29 @@ def sampled(picture: Pixels, places: Floats) -> Pixels:
     """
     how = cv2.INTER_CUBIC if picture.size <= CUBIC_MOST else cv2.INTER_LINEAR
     return np.asarray(cv2.remap(picture, places, NO_MAP, how, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def fine_scale(shape: tuple[int, ...]) -> int:
+    """How many times larger the sides of a picture of some height and width are when it is kept enlarged."""
+    return FINE if FINE**2 * shape[0] * shape[1] <= FINE_PIXELS else 1
+
+
+def enlarged(picture: Pixels, scale: int) -> Pixels:
+    """A larger copy in which the picture's pixel p stands as it was at scale * p, BGR and an empty channel: OpenCV
+    samples four channels faster than three."""
+    wide = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
+    if scale == 1:
+        return np.asarray(wide, np.uint8)
+    size = (picture.shape[1] * scale, picture.shape[0] * scale)
+    matrix = np.array([[scale, 0, 0], [0, scale, 0]], np.float32)
+    large = cv2.warpAffine(wide, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(large, np.uint8)
+
+
+def sampled_fine(fine: Pixels, places: Floats) -> Pixels:
+    """Read an enlarged picture at places of its own, (h, w, 2) px, BGR, (h, w, 3); its edge goes on for ever."""
+    wide = cv2.remap(fine, places, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.cvtColor(wide, cv2.COLOR_BGRA2BGR), np.uint8)
 
 
 def sampled_field(field: Floats, places: Floats) -> Floats:

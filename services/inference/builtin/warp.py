@@ -22,11 +22,14 @@ from services.inference.builtin.pictures import (
     Pixels,
     blurred,
     bytes_of,
+    clamped,
+    enlarged,
+    fine_scale,
     floats,
     grey_of,
     mixed,
-    sampled,
     sampled_field,
+    sampled_fine,
     shifted,
     smoothstep,
 )
@@ -108,8 +111,8 @@ ITERATIONS: Final = 3
 class _Layer:
     """What moves together."""
 
-    source: Pixels
-    """the photo, BGR, (h, w, 3)"""
+    fine: Pixels
+    """the photo, enlarged, BGR and an empty channel, (sh, sw, 4)"""
     clean: Pixels
     """the mouth's box of it, with the lip continued over its edge in place of the gap or the line of contact"""
     fields: Floats
@@ -149,8 +152,10 @@ class FaceWarp:
     """side of a cell of the coarse grid, px"""
     nodes: Floats
     """place of each node, in cells, (gh, gw, 2)"""
-    pixels: Floats
-    """place of each pixel, px, (h, w, 2)"""
+    scale: int
+    """pixels of an enlarged photo for one of the photo, along each side"""
+    places: Floats
+    """place of each pixel on an enlarged photo, (h, w, 2)"""
     mask: Pixels
     """(h, w)"""
     rest: Pixels
@@ -214,14 +219,24 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
     fields = [np.ascontiguousarray((mean + beside[None, :, :, None] * (each - mean)) * taper) for each in fields]
 
     smooth = lips.spline(len(UPPER_LINE), FINE_LINE)
+    scale = fine_scale(patch.shape)
+    fine = enlarged(patch, scale)
+    fine_part = (slice(box[1] * scale, box[3] * scale), slice(box[0] * scale, box[2] * scale))
     layers = []
     for clean, line, field in zip(found.cleaned, (smooth @ upper_line, smooth @ lower_line), fields, strict=True):
         line_moves = np.stack([_sample(each, line, cell) for each in field])
-        source = patch
-        if found.open:
-            source = patch.copy()
-            source[part] = clean
-        layers.append(_Layer(source, clean, field, floats(line), line_moves))
+        cleaned = patch.copy()
+        cleaned[part] = clean
+        fine_clean = enlarged(cleaned, scale)
+        layers.append(
+            _Layer(
+                fine=fine_clean if found.open else fine,
+                clean=fine_clean[fine_part].copy(),
+                fields=field,
+                line=floats(line),
+                line_moves=line_moves,
+            )
+        )
     # At rest the lips meet exactly, whatever the grid has rounded.
     meeting = floats(np.mean([each.line + each.line_moves[-1] for each in layers], axis=0))
     layers = [
@@ -250,7 +265,8 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
         coloured=light.coloured,
         cell=cell,
         nodes=_places(grid),
-        pixels=_places((height, width)),
+        scale=scale,
+        places=scale * _places((height, width)),
         mask=mask,
         rest=patch,
     )
@@ -355,14 +371,14 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
     upper_line, lower_line = floats(upper_line + crossed / 2), floats(lower_line - crossed / 2)
 
     gap = float(((lower_line - upper_line) @ warp.down).max())
-    clean = float(np.clip(gap / (CLEAN_FROM * warp.unit), 0, 1)) if warp.contact == 0 else 0.0
+    clean = clamped(gap / (CLEAN_FROM * warp.unit), 0, 1) if warp.contact == 0 else 0.0
     # A layer is only drawn in the rows where it is seen.
     beside = np.array([0, width], np.float32)
     slope = warp.across[1] / max(float(warp.across[0]), 0.2)
     ends = np.concatenate([lower_line[end, 1] + slope * (beside - lower_line[end, 0]) for end in (0, -1)])
     ends = np.concatenate([ends, lower_line[:, 1], upper_line[:, 1]])
-    top = int(np.clip(ends.min() - 2, 0, height))
-    bottom = int(np.clip(ends.max() + 3, top, height))
+    top = int(clamped(ends.min() - 2, 0, height))
+    bottom = int(clamped(ends.max() + 3, top, height))
     upper = _bent(_source(warp, warp.upper, clean), warp, warp.upper, amounts, (0, bottom))
     lower = _bent(_source(warp, warp.lower, clean), warp, warp.lower, amounts, (top, height))
     picture = np.empty((height, width, 3), np.uint8)
@@ -377,7 +393,7 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
 
 def _amounts(coefficients: Floats) -> Floats:
     """How much of each field a motion takes; what no mouth can do is led back softly, (axes + 2,)."""
-    opened = float(np.clip(coefficients[0], 0, OPEN_MOST))
+    opened = clamped(coefficients[0], 0, OPEN_MOST)
     wide = _held(float(coefficients[1]), 0.11 - 0.18 * max(0.0, opened - 0.10), 0.03)
     wide = -_held(-wide, 0.175 - 0.35 * max(0.0, opened - 0.15), 0.03)
     # The upper lip can come down only as far as there is room for it.
@@ -386,14 +402,14 @@ def _amounts(coefficients: Floats) -> Floats:
     # Lips that are far apart cannot be pressed together.
     press = float(coefficients[3])
     if press > 0:
-        press *= float(np.clip(1.15 - opened / 0.20, 0.0, 1.0))
+        press *= clamped(1.15 - opened / 0.20, 0.0, 1.0)
     drop = CORNER_DROP * opened**2 / (opened + 0.15)
     return np.array([opened, wide, _held(raised, 0.085, 0.01), press, drop, 1.0], np.float32)
 
 
 def _held(value: float, most: float, soft: float) -> float:
     """The value up to `most - soft`, `most` from `most + soft` on, smoothly between."""
-    t = float(np.clip((value - most + soft) / (2 * soft), 0, 1))
+    t = clamped((value - most + soft) / (2 * soft), 0, 1)
     return min(value, most - soft) + 2 * soft * (t - t * t / 2) if t > 0 else value
 
 
@@ -438,7 +454,7 @@ def _lay_interior(picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_lin
     view = picture[low[1] : high[1], low[0] : high[0]]
     upper_line, lower_line = floats(upper_line - low), floats(lower_line - low)
     gap = float(((lower_line - upper_line) @ warp.down).max())
-    shut = warp.contact * float(np.clip(1 - gap / (TOUCHING * warp.unit), 0, 1))
+    shut = warp.contact * clamped(1 - gap / (TOUCHING * warp.unit), 0, 1)
     if shut > 0:
         _lay_contact(view, warp, floats((upper_line + lower_line) / 2), shut)
     if gap > LEAST_GAP_PX:
@@ -469,17 +485,17 @@ def _lay_opening(
     shape = (view.shape[0], view.shape[1])
     gap = float(((lower_line - upper_line) @ warp.down).max())
     share = lips.filled(np.concatenate([upper_line, lower_line[::-1]]), shape)
-    share = share * np.float32(np.clip((gap - LEAST_GAP_PX) / 1.2, 0, 1))
+    share = share * np.float32(clamped((gap - LEAST_GAP_PX) / 1.2, 0, 1))
     if warp.blur > mouth.LEAST_BLUR:
         share = blurred(share, warp.blur)
     # Towards the edge the wet inside of the lips.
     near = blurred(share, max(0.6, 0.018 * unit))
     rim = np.clip(1.25 - 1.5 * near, 0, 0.85)
     part = (int(low[0]) - inner.x, int(low[1]) - inner.y, shape[1], shape[0])
-    pursed = float(np.clip(-amounts[1] / NARROW, 0, 1))
+    pursed = clamped(-amounts[1] / NARROW, 0, 1)
     jaw_shift = floats(np.tensordot(amounts, warp.jaw_moves, 1))
     # Pushed forward they hide the teeth, unless they are far apart.
-    hidden = 0.92 * pursed**2 * float(np.clip((WIDE_GAP[1] - gap / unit) / (WIDE_GAP[1] - WIDE_GAP[0]), 0, 1))
+    hidden = 0.92 * pursed**2 * clamped((WIDE_GAP[1] - gap / unit) / (WIDE_GAP[1] - WIDE_GAP[0]), 0, 1)
     shown = inner.shown(jaw_shift, rim, part, 1 - hidden)
 
     # The upper lip throws its shadow down; into the corners of the mouth, behind lips that are pushed forward and
@@ -502,33 +518,33 @@ def _lay_opening(
 
 
 def _source(warp: FaceWarp, layer: _Layer, clean: float) -> Pixels:
-    """The layer's photo; as the lips part, the line of contact goes over into the edge of a lip."""
+    """The layer's enlarged photo; as the lips part, the line of contact goes over into the edge of a lip."""
     if clean <= 0:
-        return layer.source
-    inner = warp.interior
-    source = layer.source.copy()
-    part = source[inner.y : inner.y + inner.cavity.shape[0], inner.x : inner.x + inner.cavity.shape[1]]
+        return layer.fine
+    x, y = warp.scale * warp.interior.x, warp.scale * warp.interior.y
+    source = layer.fine.copy()
+    part = source[y : y + layer.clean.shape[0], x : x + layer.clean.shape[1]]
     part[:] = cv2.addWeighted(layer.clean, clean, part, 1 - clean, 0)
     return source
 
 
-def _bent(source: Pixels, warp: FaceWarp, layer: _Layer, amounts: Floats, rows: tuple[int, int]) -> Pixels:
-    """Sample a photo where the displaced pixels of some rows come from."""
+def _bent(fine: Pixels, warp: FaceWarp, layer: _Layer, amounts: Floats, rows: tuple[int, int]) -> Pixels:
+    """Sample an enlarged photo where the displaced pixels of some rows come from."""
     first, end = rows
-    cell, width = warp.cell, source.shape[1]
+    cell, width, scale = warp.cell, warp.mask.shape[1], warp.scale
     # In cells: the source of node c is c - forward(source).
     forward = floats(np.tensordot(amounts / np.float32(cell), layer.fields, 1))
     if end <= first or not forward.any():
-        return source[first:end]
+        return np.ascontiguousarray(fine[first * scale : end * scale : scale, ::scale, :3])
     back = warp.nodes - forward
     for _ in range(ITERATIONS):
         back = warp.nodes - sampled_field(forward, back)
     low, high = max(0, first // cell - 1), min(len(back), end // cell + 2)
-    offset = (back[low:high] - warp.nodes[low:high]) * np.float32(cell)
+    offset = (back[low:high] - warp.nodes[low:high]) * np.float32(cell * scale)
     size = (offset.shape[1] * cell, offset.shape[0] * cell)
     wide = floats(cv2.resize(offset, size, interpolation=cv2.INTER_LINEAR))
-    places = cv2.add(wide[first - low * cell : end - low * cell, :width], warp.pixels[first:end])
-    return sampled(source, floats(places))
+    places = cv2.add(wide[first - low * cell : end - low * cell, :width], warp.places[first:end])
+    return sampled_fine(fine, floats(places))
 
 
 def _unit(vector: Floats) -> Floats:
