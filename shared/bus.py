@@ -16,14 +16,33 @@ from dataclasses import dataclass
 from typing import Final
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
+from shared.keys import Door, KeyFile, KeyFileError, Keys, load_keys
 from shared.messages import Message, MessageError, pack, unpack
+from shared.settings import Settings
 from shared.topics import ServiceName, Topic, topic
 
-__all__ = ["Bus", "BusError", "Delivery", "Event", "Ready", "Subscribed", "Unsubscribed"]
+__all__ = [
+    "Bus",
+    "BusError",
+    "Delivery",
+    "Event",
+    "Ready",
+    "Subscribed",
+    "Unsubscribed",
+    "host_of",
+    "open_bus",
+]
 
+CUT_OFF: Final = 2
+"""of what a frame may hold: what is too large is counted as corrupt, what is larger than this cuts the connection"""
 LINGER_MS: Final = 200
 """time for what is queued at the end: with 0, libzmq 4.3.5 aborts when a peer leaves in the middle of a message"""
+# Plain numbers: arithmetic with flags of Python's enum takes longer than the calls that they are for.
+DONTWAIT: Final = int(zmq.DONTWAIT)
+EVENTS: Final = int(zmq.EVENTS)
+READABLE: Final = int(zmq.POLLIN)
 HEARTBEAT_MS: Final = 300
 HEARTBEAT_TIMEOUT_MS: Final = 900
 RECONNECT_MS: Final = 50
@@ -31,6 +50,8 @@ RECONNECT_MOST_MS: Final = 500
 BIND_PATIENCE_S: Final = 3.0
 MOST_PER_TURN: Final = 256
 """messages taken from one socket before the others are looked at"""
+REFUSED_RETRY_S: Final = 1.0
+"""after which a connection that was refused is tried again: ZeroMQ itself never does"""
 
 
 class BusError(RuntimeError):
@@ -73,26 +94,46 @@ Event = Delivery | Subscribed | Unsubscribed | Ready
 
 
 class Bus:
-    """The sockets of one service."""
+    """The sockets of one service.
 
-    def __init__(self, service: ServiceName, host: str, base_port: int) -> None:
+    With keys all of them speak CurveZMQ: what is sent can neither be read nor changed on the way, and a side that
+    binds takes only connections whose key is on its list. When a key leaves the list the bound sockets are opened
+    anew: everybody connects again within a fraction of a second, but for the one whose key is gone.
+    """
+
+    def __init__(
+        self, service: ServiceName, host: str, base_port: int, *, bind: str = "", keys: Keys | None = None
+    ) -> None:
         """Open nothing yet.
 
         Args:
             service: who we are; decides which topics may be sent and received, and which are bound.
-            host: address of all services.
+            host: address of the other services; `{service}` in it stands for the name of each.
             base_port: what the ports of the table are added to.
+            bind: address on which we bind; the loopback address when empty.
+            keys: with them everything is encrypted.
         """
         self._service: ServiceName = service
         self._host = host
+        self._bind = bind or ("::1" if host == "::1" else "127.0.0.1")
         self._base_port = base_port
+        self._keys = keys
         self._context = zmq.Context()
         self._senders: dict[str, zmq.Socket[bytes]] = {}
         self._receivers: dict[str, zmq.Socket[bytes]] = {}
         self._topic_of: dict[zmq.Socket[bytes], Topic] = {}
+        self._keys_of: dict[str, set[str]] = {}
+        """topic -> keys: what others subscribed to where we send, what we subscribed to where we receive"""
+        self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
+        """monitor -> the socket it tells of"""
+        self._retry_s: dict[zmq.Socket[bytes], float] = {}
         self._poller = zmq.Poller()
         self.counters: Counter[str] = Counter()
         self.last_problem = ""
+        self.last_refusal = ""
+        self._door = Door(self._context, keys.allowed) if keys is not None and keys.allowed is not None else None
+        if self._door is not None:
+            self._poller.register(self._door.socket, zmq.POLLIN)
 
     def publishes(self, *names: str) -> None:
         """Open the sending side of topics.
@@ -104,10 +145,8 @@ class Bus:
             row = topic(name)
             if self._service not in row.senders:
                 raise BusError(f"{self._service} does not send {name}")
-            socket = self._open(row, zmq.XPUB)
-            socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # each subscription is told, so that a late joiner can be answered
-            self._place(socket, row)
-            self._senders[name] = socket
+            self._keys_of[name] = set()
+            self._senders[name] = self._sender(row)
 
     def receives(self, *names: str) -> None:
         """Open the receiving side of topics; of a keyed one nothing comes before `subscribe`.
@@ -119,18 +158,17 @@ class Bus:
             row = topic(name)
             if self._service not in row.receivers:
                 raise BusError(f"{self._service} does not receive {name}")
-            socket = self._open(row, zmq.SUB)
-            if not row.keyed:
-                socket.subscribe(_wire(name, ""))
-            self._place(socket, row)
-            self._receivers[name] = socket
+            self._keys_of[name] = set() if row.keyed else {""}
+            self._receivers[name] = self._receiver(row)
 
     def subscribe(self, name: str, key: str) -> None:
         """Receive what is sent on a keyed topic under a key."""
+        self._keys_of[name].add(key)
         self._receivers[name].subscribe(_wire(name, key))
 
     def unsubscribe(self, name: str, key: str) -> None:
         """Receive it no longer."""
+        self._keys_of[name].discard(key)
         self._receivers[name].unsubscribe(_wire(name, key))
 
     def watch(self, fd: int) -> None:
@@ -149,7 +187,7 @@ class Bus:
         """
         frames = pack(message)
         try:
-            self._senders[name].send_multipart([_wire(name, key), *frames], flags=zmq.DONTWAIT, copy=True)
+            self._senders[name].send_multipart([_wire(name, key), *frames], flags=DONTWAIT, copy=True)
         except zmq.Again:
             self.counters[f"send_blocked.{name}"] += 1
         else:
@@ -164,15 +202,22 @@ class Bus:
             if isinstance(source, int):
                 yield Ready(source)
                 continue
+            if self._door is not None and source is self._door.socket:
+                self._tell(self._door.answer(), "key")
+                continue
+            if source in self._monitors:
+                self._refused(source)
+                continue
             row = self._topic_of[source]
             for _ in range(MOST_PER_TURN):
-                try:
-                    frames = source.recv_multipart(flags=zmq.DONTWAIT)
-                except zmq.Again:
+                if not source.getsockopt(EVENTS) & READABLE:
                     break
+                frames = source.recv_multipart(flags=DONTWAIT)
                 event = self._told(row, frames) if row.name in self._senders else self._delivered(row, frames)
                 if event is not None:
                     yield event
+        if self._keys is not None:
+            yield from self._look_after(time.monotonic())
 
     def _told(self, row: Topic, frames: list[bytes]) -> Event | None:
         """Read a subscription that came in at a sending socket."""
@@ -183,12 +228,19 @@ class Bus:
         parts = _parts(told[1:])
         if parts is None or parts[0] != row.name:
             return None  # a plain SUB with an empty filter, such as a person's listener
-        return (Subscribed if told[:1] == b"\x01" else Unsubscribed)(row.name, parts[1])
+        if told[:1] == b"\x01":
+            self._keys_of[row.name].add(parts[1])
+            return Subscribed(row.name, parts[1])
+        self._keys_of[row.name].discard(parts[1])
+        return Unsubscribed(row.name, parts[1])
 
     def _delivered(self, row: Topic, frames: list[bytes]) -> Event | None:
         parts = _parts(frames[0])
         if parts is None or parts[0] != row.name:
             self._corrupt(row, "another topic's name")
+            return None
+        if max(map(len, frames)) > row.max_bytes:
+            self._corrupt(row, f"a frame of more than {row.max_bytes} bytes")
             return None
         try:
             message = unpack(frames[1:], row.messages)
@@ -202,27 +254,60 @@ class Bus:
         self.counters[f"corrupt.{row.name}"] += 1
         self.last_problem = f"corrupt message on {row.name}: {why}"[:300]
 
+    def _sender(self, row: Topic) -> zmq.Socket[bytes]:
+        socket = self._open(row, zmq.XPUB)
+        socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # each subscription is told, so that a late joiner can be answered
+        self._place(socket, row)
+        return socket
+
+    def _receiver(self, row: Topic) -> zmq.Socket[bytes]:
+        socket = self._open(row, zmq.SUB)
+        for key in self._keys_of[row.name]:
+            socket.subscribe(_wire(row.name, key))
+        self._place(socket, row)
+        return socket
+
     def _open(self, row: Topic, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.SNDHWM, row.high_water_mark)
         socket.setsockopt(zmq.RCVHWM, row.high_water_mark)
-        socket.setsockopt(zmq.MAXMSGSIZE, row.max_bytes)
+        socket.setsockopt(zmq.MAXMSGSIZE, CUT_OFF * row.max_bytes)
         socket.setsockopt(zmq.SNDBUF, row.buffer_bytes)
         socket.setsockopt(zmq.RCVBUF, row.buffer_bytes)
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
-        if self._host == "::1":
+        if ":" in self._host + self._bind:
             socket.setsockopt(zmq.IPV6, 1)
+        if self._keys is not None:
+            self._lock(socket, row, self._keys.own)
         self._topic_of[socket] = row
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
+    def _lock(self, socket: zmq.Socket[bytes], row: Topic, own: KeyFile) -> None:
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret.encode())
+        if row.binds == self._service:
+            socket.setsockopt(zmq.CURVE_SERVER, 1)
+            socket.setsockopt(zmq.ZAP_DOMAIN, b"mouthpiece")
+        else:
+            socket.setsockopt(zmq.CURVE_SERVERKEY, own.hub.encode())
+        monitor = socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+        self._monitors[monitor] = socket
+        self._poller.register(monitor, zmq.POLLIN)
+
+    def _address(self, row: Topic) -> str:
+        host = self._bind if row.binds == self._service else host_of(self._host, row.binds)
+        host = f"[{host}]" if ":" in host else host.replace("localhost", "127.0.0.1")
+        return f"tcp://{host}:{self._base_port + row.port}"
+
     def _place(self, socket: zmq.Socket[bytes], row: Topic) -> None:
-        host = f"[{self._host}]" if ":" in self._host else self._host.replace("localhost", "127.0.0.1")
-        address = f"tcp://{host}:{self._base_port + row.port}"
+        address = self._address(row)
         if row.binds != self._service:
             socket.connect(address)
             return
@@ -242,12 +327,87 @@ class Bus:
             else:
                 return
 
+    def _refused(self, monitor: zmq.Socket[bytes]) -> None:
+        """A handshake failed: tell it; where we had called, call again after a while."""
+        told = parse_monitor_message(monitor.recv_multipart(flags=zmq.DONTWAIT))
+        socket = self._monitors[monitor]
+        row = self._topic_of[socket]
+        if row.binds == self._service:
+            if told["event"] != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # of those the door has told
+                self._tell("a program without the hub's key was refused", row.name)
+            return
+        address = self._address(row)
+        if told["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # ZeroMQ goes on trying by itself
+            self._tell(f"{address} broke off: perhaps it has another key than the hub in our key file", row.name)
+            return
+        self._tell(f"{address} refuses us: our key is not on the hub's list, or it has no keys", row.name)
+        self._retry_s[socket] = time.monotonic() + REFUSED_RETRY_S
+
+    def _tell(self, why: str, where: str) -> None:
+        if why:
+            self.counters[f"refused.{where}"] += 1
+            self.last_refusal = why
+
+    def _look_after(self, now_s: float) -> Iterator[Event]:
+        """Call again where we were refused; close the door to keys that are no longer welcome."""
+        for socket in [socket for socket, due_s in self._retry_s.items() if due_s <= now_s]:
+            yield from self._renew(socket)
+        if self._door is not None and (words := self._door.look(now_s)):
+            self._tell(words, "key")
+            if self._door.closing:
+                self._door.closing = False
+                for socket, row in list(self._topic_of.items()):
+                    if row.binds == self._service:
+                        yield from self._renew(socket)
+
+    def _renew(self, socket: zmq.Socket[bytes]) -> Iterator[Event]:
+        """Close a socket and open it anew; whoever is welcome connects again."""
+        row = self._topic_of[socket]
+        self._drop(socket)
+        if row.name in self._receivers:
+            self._receivers[row.name] = self._receiver(row)
+            return
+        for key in self._keys_of[row.name]:
+            yield Unsubscribed(row.name, key)
+        self._keys_of[row.name].clear()
+        self._senders[row.name] = self._sender(row)
+
+    def _drop(self, socket: zmq.Socket[bytes]) -> None:
+        for monitor in [monitor for monitor, told_of in self._monitors.items() if told_of is socket]:
+            self._poller.unregister(monitor)
+            socket.disable_monitor()
+            monitor.close(linger=0)
+            del self._monitors[monitor]
+        self._poller.unregister(socket)
+        self._retry_s.pop(socket, None)
+        del self._topic_of[socket]
+        socket.close()
+
     def close(self) -> None:
         """Close all sockets; what is still queued is dropped after `LINGER_MS`."""
-        for socket in self._topic_of:
-            socket.close()
-        self._topic_of.clear()
+        for socket in list(self._topic_of):
+            self._drop(socket)
+        if self._door is not None:
+            self._door.socket.close(linger=0)
         self._context.term()
+
+
+def open_bus(service: ServiceName, settings: Settings) -> Bus:
+    """Make the bus of a service as the settings say.
+
+    Raises:
+        BusError: a key file cannot be used; the text says which and why.
+    """
+    try:
+        keys = load_keys(service, settings)
+    except KeyFileError as error:
+        raise BusError(str(error)) from error
+    return Bus(service, settings.bus_calls, settings.bus_port, bind=settings.bus_bind, keys=keys)
+
+
+def host_of(host: str, service: ServiceName) -> str:
+    """Give the host of one service: `{service}` in the setting stands for its name, with hyphens."""
+    return host.replace("{service}", service.replace("_", "-"))
 
 
 def _wire(name: str, key: str) -> bytes:

@@ -24,8 +24,11 @@ class Assignment:
 @dataclass
 class _Worker:
     joined_s: float
+    told_no_s: float = float("-inf")
+    """when it was last told that it gets no work"""
     credit: Credit | None = None
     heard_s: float = 0.0
+    given_s: float = 0.0
     next_seq: int = 0
     deadlines: dict[int, float] = field(default_factory=dict)
     """seq -> monotonic time by which it must be done"""
@@ -43,29 +46,50 @@ class WorkerPool:
     A worker counts from when its subscription is seen (`join`) and it has said what it is (`credit`). It is given at
     most `capacity` windows at once. When a window is not done by its deadline the worker's credit is withdrawn until
     it reports again; when the worker has not been heard for `SILENCE_S`, likewise.
+
+    All windows of a pool are made for one engine and one model: those of the hub where it has them, else those of the
+    worker that joined first. Who runs another one gets no work, and is told so (`refusals`).
     """
 
     SILENCE_S: Final = 1.0
     RETRY_S: Final = 0.05
     """shortest suspension; it doubles with each miss in a row"""
     RETRY_MOST_S: Final = 2.0
+    FORGET_S: Final = 5.0
+    """a worker that was given nothing for so long is thought twice as fast as it said: it may have got better"""
+    TOLD_EVERY_S: Final = 5.0
+    """how often a worker that gets no work is told so"""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = "", model: str = "") -> None:
+        """Begin without workers.
+
+        Args:
+            engine: engine of the hub.
+            model: fingerprint of its model; empty when the hub has none.
+        """
+        self._engine = engine
+        self._model = model
         self._workers: dict[str, _Worker] = {}
         self.counters: Counter[str] = Counter()
 
     def join(self, worker: str, now_s: float) -> None:
         """Its subscription is there."""
         if worker not in self._workers:
-            self._workers[worker] = _Worker(joined_s=now_s)
+            self._workers[worker] = _Worker(joined_s=now_s, given_s=now_s)
             self.counters["joined"] += 1
 
-    def leave(self, worker: str) -> None:
-        """Its subscription ended: what it held is lost."""
+    def leave(self, worker: str) -> list[int]:
+        """Its subscription ended.
+
+        Returns:
+            running numbers of the windows that it held; they can be given to another one.
+        """
         gone = self._workers.pop(worker, None)
-        if gone is not None:
-            self.counters["left"] += 1
-            self.counters["lost"] += len(gone.deadlines)
+        if gone is None:
+            return []
+        self.counters["left"] += 1
+        self.counters["lost"] += len(gone.deadlines)
+        return sorted(gone.deadlines)
 
     def credit(self, credit: Credit, now_s: float) -> None:
         """It says what it is and how far it came."""
@@ -99,23 +123,30 @@ class WorkerPool:
                 self.counters["suspended"] += 1
                 self.counters["missed"] += late
 
-    def assign(self, face: str, engine: str, deadline_s: float) -> Assignment | None:
-        """Choose a worker for a window: one that holds the face first, then the one with the most credit.
+    def assign(self, face: str, now_s: float, deadline_s: float) -> Assignment | None:
+        """Choose a worker for a window: of those that hold the face the one that will be done first.
+
+        While nobody holds the face it goes to anybody: that is how a worker hears of it.
 
         Returns:
-            the assignment, or None when no worker of that engine has credit.
+            the assignment, or None when no worker has credit.
         """
-        best: tuple[bool, int, float] | None = None
+        able = list(self._fitting())
+        holders = [(name, worker) for name, worker in able if worker.credit is not None and face in worker.credit.faces]
+        best: tuple[float, int, float] | None = None
         chosen = ""
-        for name, worker in self._workers.items():
+        for name, worker in holders or able:
             credit = worker.credit
-            if credit is None or worker.suspended or credit.engine != engine:
+            if credit is None or worker.suspended:
                 continue
-            free = credit.capacity - len(worker.deadlines)
-            if free <= 0:
+            held = len(worker.deadlines)
+            if held >= credit.capacity:
                 continue
-            rank = (face in credit.faces, free, -worker.heard_s)
-            if best is None or rank > best:
+            if held and (held + 1) * credit.window_ms / 1000.0 > deadline_s - now_s:
+                continue  # it would be done too late; it waits for the one that is free first
+            pace = credit.window_ms / (1.0 + (now_s - worker.given_s) / self.FORGET_S)
+            rank = ((held + 1) * pace, held, worker.given_s)
+            if best is None or rank < best:
                 best, chosen = rank, name
         if best is None:
             return None
@@ -123,19 +154,47 @@ class WorkerPool:
         seq = worker.next_seq
         worker.next_seq += 1
         worker.deadlines[seq] = deadline_s
+        worker.given_s = now_s
         return Assignment(chosen, seq)
 
     def engine(self) -> Credit | None:
-        """What the pool runs: the account of the worker that joined first and can work; None without workers.
-
-        All windows are made for this engine; workers that run another one get no work.
-        """
-        able = [w for w in self._workers.values() if w.credit is not None and not w.suspended]
+        """What the pool runs: the account of the fitting worker that joined first and can work; None without one."""
+        able = [worker for _, worker in self._fitting() if not worker.suspended]
         return min(able, key=lambda w: w.joined_s).credit if able else None
+
+    def refusals(self, now_s: float) -> Iterator[tuple[str, str]]:
+        """Give the workers that have to be told that they get no work, and why: each once in `TOLD_EVERY_S`."""
+        engine, model = self._runs()
+        for name, worker in self._workers.items():
+            credit = worker.credit
+            if credit is None or (credit.engine, credit.model) == (engine, model):
+                continue
+            if now_s - worker.told_no_s < self.TOLD_EVERY_S:
+                continue
+            if worker.told_no_s == float("-inf"):
+                self.counters["refused"] += 1
+            worker.told_no_s = now_s
+            theirs, ours = f"{credit.engine} {credit.model or 'unknown'}", f"{engine} {model or 'unknown'}"
+            yield name, f"worker {name} gets no work: its model is {theirs}, the hub's is {ours}"
+
+    def _runs(self) -> tuple[str, str]:
+        """Engine and model of the pool."""
+        if self._model:
+            return self._engine, self._model
+        able = [worker for worker in self._workers.values() if worker.credit is not None]
+        first = min(able, key=lambda w: w.joined_s).credit if able else None
+        return (first.engine, first.model) if first is not None else ("", "")
+
+    def _fitting(self) -> Iterator[tuple[str, _Worker]]:
+        """Workers that said what they are and run what the pool runs."""
+        runs = self._runs()
+        for name, worker in self._workers.items():
+            if worker.credit is not None and (worker.credit.engine, worker.credit.model) == runs:
+                yield name, worker
 
     def holds(self, face: str) -> bool:
         """Whether a worker that can work holds a face prepared."""
-        return any(face in w.credit.faces for w in self._workers.values() if w.credit is not None and not w.suspended)
+        return any(w.credit is not None and face in w.credit.faces for _, w in self._fitting() if not w.suspended)
 
     def waiting_for(self) -> int:
         """Windows given out and not yet done."""
@@ -145,7 +204,7 @@ class WorkerPool:
         """Windows that could be given out now."""
         return sum(
             max(0, w.credit.capacity - len(w.deadlines))
-            for w in self._workers.values()
+            for _, w in self._fitting()
             if w.credit is not None and not w.suspended
         )
 

@@ -35,6 +35,7 @@ __all__ = [
     "Patch",
     "Pcm",
     "Photo",
+    "Refusal",
     "SessionState",
     "Work",
     "pack",
@@ -165,6 +166,20 @@ class Credit(Message, frozen=True):
     """faces that it holds prepared"""
     in_silence: bool = False
     """whether it wants the windows of silence too, because its faces live there"""
+    model: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """SHA-256 over the files of its model; work goes to workers with the hub's model only"""
+    window_ms: Annotated[float, msgspec.Meta(ge=0.0, le=60_000.0)] = 0.0
+    """what one window takes it, mean of the last ones; 0 before the first"""
+
+
+class Refusal(Message, frozen=True):
+    """The hub gives a worker no work, and says why."""
+
+    KIND: ClassVar[str] = "refusal"
+
+    worker: Name
+    text: Annotated[str, msgspec.Meta(max_length=1000)]
+    """for the worker's log"""
 
 
 class Face(Message, frozen=True):
@@ -319,7 +334,8 @@ class Beat(Message, frozen=True):
 
 
 KINDS: Final[dict[str, type[Message]]] = {
-    kind.KIND: kind for kind in (Audio, Gap, Work, Credit, Face, FaceProblem, Patch, SessionState, Photo, Pcm, Beat)
+    kind.KIND: kind
+    for kind in (Audio, Gap, Work, Credit, Refusal, Face, FaceProblem, Patch, SessionState, Photo, Pcm, Beat)
 }
 
 

@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """address of the page; anything but loopback needs a token"""
     port: Port = 8080
     """port of the page"""
+    published: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]*$", max_length=253)] = ""
+    """address on which a container engine publishes the page; loopback: only this machine gets in, without a token"""
     token: Annotated[str, msgspec.Meta(max_length=256)] = ""
     """secret that opens the page when it is not bound to loopback, at least 16 characters"""
     source: Annotated[str, msgspec.Meta(pattern=r"^(mic|demo|network|file:.+)$")] = "demo"
@@ -70,10 +72,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """folder of faces and session state, made when missing"""
     models_dir: str = "models"
     """folder of the models"""
-    bus_host: str = "127.0.0.1"
-    """address on which the services talk; loopback only in this version"""
+    bus_host: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:{}-]+$", max_length=253)] = "127.0.0.1"
+    """host of the other services; `{service}` in it stands for the name of each; anything but loopback needs a key"""
+    bus_bind: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]*$", max_length=253)] = ""
+    """address on which this service binds its own topics; empty: loopback; anything else needs a key; where it is one
+    address, the services call each other there too"""
+    key: str = ""
+    """key file of this process (scripts/gen_keys); with it everything on the bus is encrypted"""
+    allowed: str = ""
+    """list of the keys that may talk to this hub; empty: the file `allowed` beside the key file"""
     bus_port: Annotated[int, msgspec.Meta(ge=1, le=65_000)] = 17_800
     """first of the eight ports on which the services talk"""
+    beat_file: str = ""
+    """file to which a service writes its beat once a second, for health checks; empty: none"""
+    trace: Literal["no", "yes"] = "no"
+    """whether each stage logs when each frame passed it, for scripts/trace"""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """least level that is logged"""
 
@@ -95,6 +108,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def models_path(self) -> Path:
         """Folder of the models."""
         return Path(self.models_dir)
+
+    @property
+    def bus_calls(self) -> str:
+        """Host at which a service calls the others: where this hub listens, if nothing else is said."""
+        bound = self.bus_bind not in {"", "0.0.0.0", "::", *LOOPBACK}  # noqa: S104
+        return self.bus_bind if bound and self.bus_host in LOOPBACK else self.bus_host
 
     @property
     def worker_threads(self) -> int:
@@ -135,12 +154,16 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
             shown = "***" if name == "token" else repr(value)
             raise SettingsError(f"{PREFIX}{name.upper()}={shown}: {str(error).partition(' - at')[0]}") from error
     settings = msgspec.convert(values, Settings, strict=False)
-    if settings.bus_host not in LOOPBACK:
-        raise SettingsError(
-            f"{PREFIX}BUS_HOST={settings.bus_host!r}: the services talk unencrypted in this version, so it "
-            "must be 127.0.0.1, ::1 or localhost"
-        )
-    if settings.host not in LOOPBACK and not settings.token:
+    for name in ("bus_host", "bus_bind"):
+        if getattr(settings, name) not in {*LOOPBACK, ""} and not settings.key:
+            raise SettingsError(
+                f"{PREFIX}{name.upper()}={getattr(settings, name)!r}: between machines the services talk encrypted "
+                f"only; make keys with scripts/gen_keys and name yours in {PREFIX}KEY"
+            )
+    for name in ("key", "allowed"):
+        if getattr(settings, name) and not Path(getattr(settings, name)).is_file():
+            raise SettingsError(f"{PREFIX}{name.upper()}={getattr(settings, name)!r}: there is no such file")
+    if settings.host not in LOOPBACK and settings.published not in LOOPBACK and not settings.token:
         raise SettingsError(
             f"{PREFIX}HOST={settings.host!r} opens the page to other machines: set {PREFIX}TOKEN to a secret of at "
             f"least 16 characters too, or leave {PREFIX}HOST at 127.0.0.1"
@@ -168,7 +191,7 @@ def redacted(settings: Settings) -> str:
             continue
         if name == "token":
             value = "***"
-        elif name == "face" or (name == "source" and value.startswith("file:")):
+        elif name in {"face", "key", "allowed", "beat_file"} or (name == "source" and value.startswith("file:")):
             value = "(a file)"
         shown.append(f"{name}={value}")
     return " ".join(shown) or "all settings at their defaults"

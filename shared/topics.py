@@ -20,6 +20,7 @@ from shared.messages import (
     Patch,
     Pcm,
     Photo,
+    Refusal,
     SessionState,
     Work,
 )
@@ -81,7 +82,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     ),
     Topic(
         name="work",
-        messages=(Work,),
+        messages=(Work, Refusal),
         senders=("mel_features",),
         receivers=("inference",),
         binds="mel_features",
@@ -129,7 +130,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         binds="streamer",
         port=4,
         rate_hz=25,
-        high_water_mark=32,
+        high_water_mark=16,
         max_bytes=16 * MiB,
         buffer_bytes=512 * KiB,
         keyed=False,

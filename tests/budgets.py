@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 FRAME_RATE_HZ: Final = 25.0
@@ -109,8 +110,12 @@ PROCESS_START_S: Final = 40.0
 SESSION_TOLD_S: Final = 0.5
 """after which a service that joins knows the session, though it is repeated only each second"""
 PROCESS_STOP_S: Final = 8.0
-CORRUPT_MESSAGES: Final = 300
+FULL: Final = os.environ.get("FAULTS") == "full"
+"""as often and as long as the figures in docs/faults.md say"""
+CORRUPT_MESSAGES: Final = 100_000 if FULL else 300
 """of each kind on each topic"""
+CORRUPT_S: Final = 400.0 if FULL else 40.0
+CORRUPT_GROWTH_BYTES: Final = 10_000_000
 
 # The web part (tests/web)
 WEB_START_S: Final = 20.0
@@ -396,3 +401,93 @@ MARK_MOVES: Final = 20
 # The bus (tests/process/test_bus.py)
 BUS_LEAVINGS: Final = 25
 """publishers that are left in the middle of a message"""
+
+# Keys of the bus (tests/process/test_keys.py)
+KEY_WINDOWS: Final = 20
+KEY_BACK_S: Final = 10.0
+KEY_GONE_S: Final = 3.0
+"""from the change of the list to the end of the connection"""
+KEY_REFUSED_S: Final = 10.0
+
+# Faults (tests/process/test_faults.py); FAULTS=full for the figures that are told
+FAULT_KILLS: Final = 20 if FULL else 5
+FAULT_GAP_S: Final = 0.12
+"""longest time between two new frames when one of two workers is killed"""
+FAULT_LOST: Final = 2
+"""most frames left out at once"""
+BACK_S: Final = 15.0
+"""until a worker works again: 3 s and the load of a model, on a machine that does other things as well"""
+STOPPED_AWAY_S: Final = 0.5
+"""after which nothing goes to a worker that stands still"""
+OLD_S: Final = 0.2
+"""most that a frame shown may be older than frames usually are"""
+JOIN_S: Final = 2.0
+"""until the first frame of a worker that joins, from its start"""
+EVEN_SHARE: Final = 0.9
+"""of the steps between new frames when a fifth is missing that are at most one frame too long"""
+SHORT_FOUND_S: Final = 15.0
+SHARES_S: Final = 10.0
+SHARES_ERROR: Final = 0.15
+THROUGHPUT: Final = 0.9
+STARTS: Final = 100 if FULL else 3
+STOPPED_S: Final = 30.0 if FULL else 6.0
+STOPPED_GROWTH_BYTES: Final = 20_000_000
+LINK_DELAY_S: Final = (0.0, 0.08)
+LINK_CUTS: Final = 15 if FULL else 4
+"""connections cut, one in each hundred frames"""
+LATE_SHARE: Final = 0.02
+STEPS_S: Final = 3.0
+HUNG_AWAY_S: Final = 0.5
+HUNG_END_S: Final = 6.0
+
+# Containers (tests/compose)
+COMPOSE_ENGINE_S: Final = 30.0
+COMPOSE_BUILD_S: Final = 1500.0
+"""without a cache, on a slow line; with one it is seconds"""
+COMPOSE_READY_S: Final = 90.0
+COMPOSE_HEALTHY_S: Final = 90.0
+COMPOSE_RESTART_S: Final = 60.0
+COMPOSE_STOP_S: Final = 3.0
+COMPOSE_FRAMES: Final = 100
+"""frames that ffmpeg reads: 4 s"""
+COMPOSE_RATE_ERROR_HZ: Final = 0.5
+COMPOSE_RATE_TRIES_S: Final = 60.0
+COMPOSE_MOVING: Final = 0.5
+"""share of the frames that differ from all others"""
+COMPOSE_PAUSE_S: Final = 0.5
+"""longest pause in the stream while one of two workers dies: the streamer sends 25 pictures a second all the same"""
+COMPOSE_IMAGE_MB: Final = {
+    "audio-capture": 320,
+    "mel-features": 300,
+    "face-prep": 660,
+    "inference": 660,
+    "streamer": 480,
+}
+"""most size of an image, 10^6 bytes"""
+
+# Beats, logs, traces (tests/unit/test_service_loop.py, test_logs.py, test_trace.py, tests/process/test_supervisor.py)
+LOOP_BEATS: Final = 300
+"""written while a reader looks"""
+LOOP_READS: Final = 20
+"""least looks of that reader"""
+LOGS_DEADLINE_S: Final = 20.0
+"""until a line that was written is shown, or a script has ended, on a machine that does other things as well"""
+LOGS_TURNINGS: Final = 5
+"""of a log that is followed"""
+TRACE_ROUNDING_MS: Final = 0.11
+"""of each part of a frame's way, as it is printed"""
+TRACE_STAGES: Final = 12
+"""least parts of the way of a frame through all services"""
+DEATHS: Final = 5
+"""within a minute, after which a service is left down"""
+GIVEN_UP_S: Final = 30.0
+"""until that is seen on the page: five starts, the later ones with a pause, on a busy machine"""
+
+# Two boxes (tests/process/test_boxes.py)
+BOX_BYTES: Final = 1_000_000
+"""that went over the cable while it was listened to, at least"""
+KUBERNETES: Final = ("1.31", "1.37")
+"""versions whose fields the manifests keep to"""
+COMPOSE_UPDATE_FRAMES: Final = 750
+"""frames that ffmpeg reads while a swarm replaces its workers: 30 s"""
+COMPOSE_UPDATE_S: Final = 120.0

@@ -17,6 +17,7 @@ from shared.messages import (
     Patch,
     Pcm,
     Photo,
+    Refusal,
     SessionState,
     Work,
 )
@@ -49,6 +50,7 @@ EXAMPLES: Final[dict[str, Message]] = {
         Credit(
             worker="w1", engine="builtin", capacity=2, held=0, done=-1, back=24, ahead=7, shift=0, faces=("f0", "f1")
         ),
+        Refusal(worker="w1", text="its model is another one"),
         Face(
             face="f0",
             index=0,

@@ -14,6 +14,7 @@ from services.audio_capture.chunks import Chunk, Hole, Source
 from services.audio_capture.devices import microphone_words
 from services.audio_capture.sources import DemoSource, FileSource, MicrophoneSource, NetworkSource
 from shared.bus import Bus, Delivery, Event
+from shared.clock import frame_of
 from shared.messages import Audio, Gap, Pcm, SessionState
 from shared.service import Tally
 from shared.settings import Settings
@@ -58,6 +59,7 @@ class AudioCapture:
         self._probe: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._probe_due_s = time.monotonic()
         self.info: dict[str, str] = {}
+        tally.begin("chunks", "gap_overflow", "gap_unplugged", "gap_lost")
         bus.publishes("audio", "beat")
         bus.receives("session", "ingest")
         bus.subscribe("ingest", "pcm")
@@ -87,7 +89,7 @@ class AudioCapture:
             status = opened.source.status
             self.info["source"], self.info["source_state"] = status.text, status.state
             if status.state == "failed" and status.text != opened.said:
-                self._tally.drop("source_failed", status.text)
+                self._tally.drop("source_failed", status.text, session=name)
             opened.said = status.text
         self._look_for_microphone(now_s)
         if not self._open:
@@ -131,16 +133,21 @@ class AudioCapture:
             self._early.append(pcm)
             return
         if opened.state.epoch > pcm.epoch or not isinstance(opened.source, NetworkSource):
-            self._tally.drop("pcm_ignored", "pushed sound came for a session that does not listen")
+            self._tally.drop("pcm_ignored", "pushed sound came for a session that does not listen", session=pcm.session)
             return
         if not opened.source.push(pcm.first_sample, pcm.pcm):
-            self._tally.drop("pcm_refused", "more sound was pushed than is kept")
+            self._tally.drop("pcm_refused", "more sound was pushed than is kept", session=pcm.session)
 
     def _publish(self, opened: _Open, piece: Chunk | Hole) -> None:
         state = opened.state
         first = piece.first_sample - opened.base
         if isinstance(piece, Chunk):
             opened.next_sample = piece.first_sample + len(piece.pcm)
+            self._tally.observe("age_heard", time.monotonic() - piece.captured_ns / 1e9)
+            if self._tally.tracing:
+                end = first + len(piece.pcm)
+                told = {"sample": end, "heard_ns": piece.captured_ns}
+                self._tally.trace("heard", state.session, state.epoch, frame_of(end - 1), **told)
             self._bus.send(
                 "audio",
                 Audio(
@@ -155,7 +162,11 @@ class AudioCapture:
             self._tally.count("chunks")
             return
         opened.next_sample = piece.first_sample + piece.samples
-        self._tally.drop(f"gap_{piece.reason}", f"{piece.samples} samples of sound are missing ({piece.reason})")
+        self._tally.drop(
+            f"gap_{piece.reason}",
+            f"{piece.samples} samples of sound are missing ({piece.reason})",
+            session=state.session,
+        )
         gap = Gap(
             session=state.session,
             epoch=state.epoch,

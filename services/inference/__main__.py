@@ -15,7 +15,7 @@ from shared.settings import Settings
 
 def build(settings: Settings, bus: Bus, tally: Tally) -> Inference:
     """Load the engine that the settings name."""
-    cv2.setNumThreads(settings.worker_threads)
+    cv2.setNumThreads(1)  # pictures are small: more threads wait for each other longer than they work
     try:
         engine, told = engines.load(settings)
     except ValueError as error:

@@ -8,6 +8,7 @@ from services.inference.builtin.basis import BasisError
 from services.inference.builtin.drive import SpeechError
 from services.inference.builtin.engine import BuiltinEngine, LivingEngine
 from services.inference.engine import Engine
+from services.inference.model import fingerprint, wanted
 from shared.settings import Settings
 
 __all__ = ["load"]
@@ -24,7 +25,7 @@ def load(settings: Settings) -> tuple[Engine[Any], dict[str, str]]:
     """
     engine: Engine[Any]
     told = {"device": "CPU", "threads": str(settings.worker_threads)}
-    if settings.engine == "wav2lip" or (settings.engine == "auto" and settings.has_wav2lip):
+    if wanted(settings) == "wav2lip":
         from services.inference.wav2lip.engine import Wav2LipEngine  # noqa: PLC0415  # OpenVINO only where it is used
 
         engine = Wav2LipEngine(
@@ -38,4 +39,4 @@ def load(settings: Settings) -> tuple[Engine[Any], dict[str, str]]:
                 engine = LivingEngine(engine)
         except (BasisError, SpeechError) as error:
             raise ValueError(str(error)) from error
-    return engine, {**told, **engine.info}
+    return engine, {**told, "model": fingerprint(settings), **engine.info}

@@ -11,15 +11,23 @@ import numpy as np
 
 from services.inference.engine import Drive, Engine, Rendered
 from shared.bus import Bus, Delivery, Event
-from shared.messages import Credit, Face, Patch, SessionState, Work
+from shared.messages import Credit, Face, Patch, Refusal, SessionState, Work
 from shared.service import Tally
 
 __all__ = ["Inference"]
 
 CAPACITY: Final = 2
+MOST_CAPACITY: Final = 8
+HELD_S: Final = 0.1
+"""work that a fast worker may hold beyond `CAPACITY`: what is on its way on a slow line counts as held"""
 BATCH: Final = 4
+BATCH_S: Final = 0.04
+"""longest that a batch may take: a slow engine shows each frame as soon as it is made"""
+PACES: Final = 15
+"""renders whose median is the worker's pace: one that the machine held up says nothing"""
 CREDIT_S: Final = 0.2
 MOST_FACES: Final = 8
+MOST_SESSIONS: Final = 64
 
 
 class Inference:
@@ -35,14 +43,18 @@ class Inference:
         self._queue: deque[tuple[Work, float]] = deque()
         self._states: OrderedDict[str, Any] = OrderedDict()
         self._wanted: OrderedDict[str, None] = OrderedDict()
-        self._sessions: dict[str, SessionState] = {}
+        self._sessions: OrderedDict[str, SessionState] = OrderedDict()
         self._done = -1
         self._credit_due_s = 0.0
-        self._render_ms = 0.0
+        self._paces: deque[float] = deque(maxlen=PACES)
+        self._pace_s = 0.0
+        self._model = info.get("model", "")
         self.info = {"worker": self._worker, "engine": engine.name, **info, "faces": ""}
+        tally.begin("frames", "dropped_late", "dropped_no_face", "dropped_window", "dropped_epoch")
         bus.publishes("credit", "patch", "beat")
         bus.receives("work", "session", "face")
         bus.subscribe("work", self._worker)
+        tally.say(f"is worker {self._worker}")
 
     def handle(self, event: Event) -> None:
         """Queue work; follow the sessions' faces and epochs."""
@@ -53,9 +65,14 @@ class Inference:
                 self._queue.append((work, time.monotonic()))
             case SessionState() as state:
                 self._sessions[state.session] = state
+                self._sessions.move_to_end(state.session)
+                while len(self._sessions) > MOST_SESSIONS:
+                    self._sessions.popitem(last=False)
                 self._want(state.face)
             case Face() as face:
                 self._prepare(face)
+            case Refusal() as refusal:
+                self._tally.drop("refused_by_hub", refusal.text)
             case _:
                 pass  # a FaceProblem is for the streamer to tell
 
@@ -71,21 +88,27 @@ class Inference:
 
     def _render(self, now_s: float) -> None:
         batch: list[Work] = []
-        while self._queue and len(batch) < BATCH:
+        most = max(1, min(BATCH, int(BATCH_S / self._pace_s))) if self._pace_s else 1
+        while self._queue and len(batch) < most:
             work, came_s = self._queue.popleft()
             self._done = max(self._done, work.seq)
             told = self._sessions.get(work.session)
             if told is not None and work.epoch < told.epoch:
                 self._tally.count("dropped_epoch")
             elif (now_s - came_s) * 1000.0 > work.budget_ms:
-                self._tally.drop("dropped_late")
+                self._tally.drop("dropped_late", session=work.session)
             elif work.face not in self._states:
                 self._want(work.face)
-                self._tally.drop("dropped_no_face", "the face is not here yet")
+                self._tally.drop("dropped_no_face", "the face is not here yet", session=work.session)
             elif work.mel.shape[1] != self._engine.window.length:
                 self._tally.drop("dropped_window", f"a mel window of {work.mel.shape[1]} frames came")
             else:
                 batch.append(work)
+                self._tally.observe("took_queue", now_s - came_s)
+            if self._tally.tracing:
+                self._trace(work, "taken", at_ns=round(came_s * 1e9))
+                if not batch or batch[-1] is not work:
+                    self._trace(work, "dropped", reason="worker")
         if not batch:
             return
         for work in batch:
@@ -95,10 +118,14 @@ class Inference:
         began_s = time.perf_counter()
         rendered = self._engine.render(states, drives)
         took_ms = (time.perf_counter() - began_s) * 1000.0
-        self._render_ms += 0.05 * (took_ms / len(batch) - self._render_ms)
+        self._paces.append(took_ms / 1000.0 / len(batch))
+        self._pace_s = sorted(self._paces)[len(self._paces) // 2]
         self._tally.count("frames", len(batch))
         self._tally.count("render_seconds", took_ms / 1000.0)
+        self._tally.observe("took_render", took_ms / 1000.0)
         for work, picture in zip(batch, rendered, strict=True):
+            if self._tally.tracing:
+                self._trace(work, "rendered", took_ms=took_ms, batch=len(batch))
             self._send_patch(
                 work.session,
                 work.epoch,
@@ -109,6 +136,9 @@ class Inference:
                 picture,
                 rest=work.gain == 0.0 and not self._engine.window.in_silence,
             )
+
+    def _trace(self, work: Work, stage: str, **told: float | str) -> None:
+        self._tally.trace(stage, work.session, work.epoch, work.frame, worker=self._worker, **told)
 
     def _send_patch(
         self,
@@ -180,20 +210,26 @@ class Inference:
             Credit(
                 worker=self._worker,
                 engine=self._engine.name,
-                capacity=CAPACITY,
+                capacity=self._capacity(),
                 held=min(len(self._queue), 64),
                 done=self._done,
                 back=window.back,
                 ahead=window.ahead,
                 shift=window.shift,
                 in_silence=window.in_silence,
+                model=self._model,
+                window_ms=self._pace_s * 1000.0,
                 faces=tuple(self._states),
             ),
         )
 
+    def _capacity(self) -> int:
+        most = int(HELD_S / self._pace_s) if self._pace_s else CAPACITY
+        return max(CAPACITY, min(MOST_CAPACITY, most))
+
     def gauges(self) -> dict[str, float]:
         """Present values for the beat."""
-        return {"queue": float(len(self._queue)), "faces": float(len(self._states)), "render_ms": self._render_ms}
+        return {"queue": float(len(self._queue)), "faces": float(len(self._states)), "render_ms": self._pace_s * 1000.0}
 
     def close(self) -> None:
         """Nothing is kept beside the process."""

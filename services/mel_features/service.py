@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from services.inference.engine import MelWindow
-from services.mel_features.track import Due, Track
+from services.mel_features.track import Track
+from services.mel_features.waiting import Waiting, Window
 from shared.bus import Bus, Delivery, Event, Subscribed, Unsubscribed
 from shared.dispatch import WorkerPool
-from shared.messages import Audio, Credit, Gap, SessionState, Work
+from shared.messages import Audio, Credit, Gap, Refusal, SessionState, Work
 from shared.service import Tally
 
 __all__ = ["MelFeatures"]
 
 BUDGET_S: Final = 0.2
 """how long a window may take from its last sound to its patch"""
+MOST_WAIT_S: Final = 0.12
+"""how long it may wait for credit: when workers are short, frames fall out evenly, and those made are not old"""
+SHORT_S: Final = 2.0
+"""over which a shortage of workers is counted"""
+MOST_SESSIONS: Final = 256
 MOST_WAITING: Final = 64
 """windows that wait for credit, of all sessions"""
 SESSION_SILENT_S: Final = 5.0
@@ -36,14 +42,29 @@ class MelFeatures:
 
     name: Literal["mel_features"] = "mel_features"
 
-    def __init__(self, bus: Bus, tally: Tally) -> None:
+    def __init__(self, bus: Bus, tally: Tally, engine: str = "", model: str = "") -> None:
+        """Begin without workers.
+
+        Args:
+            bus: its sockets.
+            tally: its counts.
+            engine: engine of this hub.
+            model: fingerprint of its model; empty when the hub has none.
+        """
         self._bus = bus
         self._tally = tally
-        self._pool = WorkerPool()
+        self._pool = WorkerPool(engine, model)
         self._sessions: dict[str, _Session] = {}
-        self._waiting: deque[tuple[str, int, str, Due, float]] = deque()
+        self._waiting = Waiting()
+        self._given: defaultdict[str, dict[int, Window]] = defaultdict(dict)
+        """worker -> running number -> what it holds"""
         self._now_s = 0.0
-        self.info: dict[str, str] = {}
+        self._counted_s = 0.0
+        self._wanted = 0
+        self._missed = 0
+        self._short = 0.0
+        self.info: dict[str, str] = {"engine": engine, "model": model}
+        tally.begin("windows", "lost_samples", "dropped_late", "dropped_full", "dropped_epoch", "given_again")
         bus.publishes("work", "beat")
         bus.receives("audio", "credit", "session")
 
@@ -54,9 +75,13 @@ class MelFeatures:
             case Subscribed(topic="work", key=worker):
                 self._pool.join(worker, self._now_s)
             case Unsubscribed(topic="work", key=worker):
-                self._pool.leave(worker)
+                self._take_back(worker)
+                self._hand_out()
             case Delivery(message=Credit() as credit):
                 self._pool.credit(credit, self._now_s)
+                held = self._given.get(credit.worker, {})
+                for seq in [seq for seq in held if seq <= credit.done]:
+                    del held[seq]
                 self._hand_out()
             case Delivery(message=SessionState() as state):
                 self._follow(state)
@@ -72,12 +97,44 @@ class MelFeatures:
         self._pool.expire(now_s)
         for name in [n for n, s in self._sessions.items() if now_s - s.told_s > SESSION_SILENT_S]:
             del self._sessions[name]
+            self._waiting.forget_turns(set(self._sessions))
+        for worker, why in self._pool.refusals(now_s):
+            self._tally.drop("worker_refused", why)
+            self._bus.send("work", Refusal(worker=worker, text=why), worker)
         self._hand_out()
+        self._count(now_s)
         return now_s + 0.02
+
+    def _take_back(self, worker: str) -> None:
+        """A worker is gone: what it held goes to another one, as long as there is time."""
+        lost = self._pool.leave(worker)
+        held = self._given.pop(worker, {})
+        again = [held[seq] for seq in lost if seq in held and held[seq].deadline_s > self._now_s]
+        for window in reversed(again):
+            self._waiting.put_back(replace(window, until_s=window.deadline_s))
+        self._tally.count("given_again", len(again))
+
+    def _count(self, now_s: float) -> None:
+        """Say what share of the frames finds no worker in time."""
+        if now_s - self._counted_s < SHORT_S:
+            return
+        self._counted_s = now_s
+        self._short = self._missed / self._wanted if self._wanted and len(self._pool) else 0.0
+        wanted_hz, made_hz = self._wanted / SHORT_S, (self._wanted - self._missed) / SHORT_S
+        self.info["short"] = ""
+        if self._short > 0.0:
+            more = len(self._pool) * self._missed / max(1, self._wanted - self._missed)
+            self.info["short"] = (
+                f"workers make {made_hz:.0f} of {wanted_hz:.0f} frames a second; {more:.1f} more like these are needed"
+            )
+        self._wanted = self._missed = 0
 
     def _follow(self, state: SessionState) -> None:
         session = self._sessions.get(state.session)
         if session is None:
+            if len(self._sessions) >= MOST_SESSIONS:
+                self._tally.drop("sessions_refused", f"more than {MOST_SESSIONS} sessions")
+                return
             self._sessions[state.session] = _Session(state, self._now_s)
             return
         if state.epoch > session.state.epoch:
@@ -85,9 +142,7 @@ class MelFeatures:
         session.state, session.told_s = state, self._now_s
 
     def _forget(self, name: str, why: str) -> None:
-        kept = [item for item in self._waiting if item[0] != name]
-        self._tally.count(why, len(self._waiting) - len(kept))
-        self._waiting = deque(kept)
+        self._tally.count(why, self._waiting.forget(name))
 
     def _hear(self, sound: Audio | Gap) -> None:
         session = self._sessions.get(sound.session)
@@ -110,39 +165,70 @@ class MelFeatures:
             missing = sound.first_sample + sound.samples - track.position
             due = track.gap(missing) if missing > 0 else []
         if track.lost_samples > lost:
-            self._tally.drop("lost_samples", "sound is missing", track.lost_samples - lost)
+            self._tally.drop("lost_samples", "sound is missing", track.lost_samples - lost, session=sound.session)
         for item in due:
-            self._waiting.append((sound.session, sound.epoch, session.state.face, item, self._now_s + BUDGET_S))
+            self._wanted += 1
+            self._tally.observe("age_windowed", self._now_s - item.captured_ns / 1e9)
+            if self._tally.tracing:
+                last_ns = sound.captured_ns if isinstance(sound, Audio) else 0
+                took_ms = (time.monotonic() - self._now_s) * 1000.0
+                told = {"sample": track.position, "heard_ns": item.captured_ns, "last_ns": last_ns, "took_ms": took_ms}
+                self._tally.trace("windowed", sound.session, sound.epoch, item.frame, **told)
+            self._waiting.put(
+                Window(
+                    session=sound.session,
+                    epoch=sound.epoch,
+                    face=session.state.face,
+                    due=item,
+                    until_s=self._now_s + MOST_WAIT_S,
+                    deadline_s=self._now_s + BUDGET_S,
+                )
+            )
         while len(self._waiting) > MOST_WAITING:
-            self._waiting.popleft()
-            self._tally.drop("dropped_full", "more windows wait than workers can take")
+            self._give_up(self._waiting.pop_longest(), "dropped_full", "more windows wait than workers can take")
 
     def _hand_out(self) -> None:
-        """Give what waits to workers with credit, oldest first."""
-        engine = self._pool.engine()
-        while self._waiting:
-            name, epoch, face, due, deadline_s = self._waiting[0]
-            if deadline_s <= self._now_s:
-                self._waiting.popleft()
-                self._tally.drop("dropped_late", "no worker had credit in time")
-                continue
-            given = None if engine is None else self._pool.assign(face, engine.engine, deadline_s)
-            if given is None:
-                return
-            self._waiting.popleft()
-            work = Work(
-                session=name,
-                epoch=epoch,
-                frame=due.frame,
-                face=face,
-                seq=given.seq,
-                budget_ms=(deadline_s - self._now_s) * 1000.0,
-                gain=due.gain,
-                captured_ns=due.captured_ns,
-                mel=due.mel,
-            )
-            self._bus.send("work", work, given.worker)
-            self._tally.count("windows")
+        """Give what waits to workers with credit, the sessions in turn."""
+        for window in self._waiting.expired(self._now_s):
+            self._give_up(window, "dropped_late", "no worker had credit in time")
+        while any(self._given_out(window) for window in self._waiting.in_turn()):
+            pass
+
+    def _given_out(self, window: Window) -> bool:
+        """Give a window to a worker, if one can take it."""
+        given = self._pool.assign(window.face, self._now_s, window.deadline_s)
+        if given is None:
+            return False
+        self._waiting.take(window)
+        due = window.due
+        work = Work(
+            session=window.session,
+            epoch=window.epoch,
+            frame=due.frame,
+            face=window.face,
+            seq=given.seq,
+            budget_ms=(window.deadline_s - self._now_s) * 1000.0,
+            gain=due.gain,
+            captured_ns=due.captured_ns,
+            mel=due.mel,
+        )
+        waited_s = time.monotonic() - (window.deadline_s - BUDGET_S)
+        self._tally.observe("took_credit", waited_s)
+        self._tally.observe("age_given", self._now_s - due.captured_ns / 1e9)
+        if self._tally.tracing:
+            told: dict[str, str | float] = {"worker": given.worker, "seq": given.seq, "took_ms": waited_s * 1000.0}
+            self._tally.trace("given", window.session, window.epoch, due.frame, **told)
+        self._bus.send("work", work, given.worker)
+        self._given[given.worker][given.seq] = window
+        self._tally.count("windows")
+        return True
+
+    def _give_up(self, window: Window, why: str, words: str) -> None:
+        """Make no frame of a window."""
+        self._missed += 1
+        self._tally.drop(why, words, session=window.session)
+        if self._tally.tracing:
+            self._tally.trace("dropped", window.session, window.epoch, window.due.frame, reason=why)
 
     def gauges(self) -> dict[str, float]:
         """Present values for the beat."""
@@ -152,6 +238,7 @@ class MelFeatures:
             "credit": float(self._pool.free()),
             "queue": float(len(self._waiting)),
             "in_work": float(self._pool.waiting_for()),
+            "short": self._short,
             "sessions": float(len(self._sessions)),
             "silent_frames": float(sum(s.track.silent_frames for s in self._sessions.values() if s.track)),
             **pool,

@@ -237,6 +237,7 @@ def create_app(control: Control, guard: Guard) -> Flask:
                     "expected_hz": s.expected_hz,
                     "last_error": s.last_error,
                     "age_s": round(s.age_s, 2),
+                    "given_up": s.given_up,
                 }
                 for s in services
             },

@@ -48,6 +48,8 @@ class Service:
     """last error, empty when there was none"""
     age_s: float = 0.0
     """time since its last beat, s"""
+    given_up: str = ""
+    """why it is not started again; empty as long as it is"""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class Guard:
     """secret that each request must carry; empty for none"""
     names: tuple[str, ...] = ()
     """further host names under which it may be reached"""
+    local: bool = False
+    """whether only this machine reaches it, however wide it is bound: a container's port published on loopback"""
 
     def check(self, request: Request) -> Refusal | Response | None:
         """Run all checks.
@@ -77,13 +79,14 @@ class Guard:
         if not name or parts.username is not None or parts.path or parts.query or parts.fragment:
             return False
         wildcard = self.host in {"", "0.0.0.0", "::"}  # noqa: S104
-        # Behind a published container port or a proxy the outer port is another one; there the token guards.
+        # Behind a published container port or a proxy the outer port is another one; there the token guards, or the
+        # publisher, who lets nobody else in.
         if not wildcard and (port or 80) != self.port:
             return False
         known = {"127.0.0.1", "localhost", "::1", *(n.lower() for n in self.names)}
         if not wildcard:
             known.add(self.host.strip("[]").lower())
-        return name in known or (wildcard and _is_address(name))
+        return name in known or (wildcard and not self.local and _is_address(name))
 
     def _host(self, request: Request) -> Refusal | None:
         if self.knows_host(request.headers.get("Host", "")):

@@ -1,18 +1,24 @@
-"""What the services' beats say: who is alive, at what rate."""
+"""What the services' beats say: who is alive, at what rate; and what supervisord started too often in vain."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from shared.messages import Beat
 from shared.topics import SERVICES
 
-__all__ = ["Health", "Pulse"]
+__all__ = ["GivenUp", "Health", "Pulse"]
 
 ALIVE_S: Final = 3.0
 FORGET_S: Final = 60.0
+LOOK_S: Final = 0.5
+"""how often the file of what was given up is read"""
 RATE_OF: Final = {
     "audio_capture": "chunks",
     "mel_features": "windows",
@@ -43,13 +49,17 @@ class Health:
 
     def __init__(self) -> None:
         self._pulses: dict[tuple[str, str], Pulse] = {}
+        self.starts: Counter[str] = Counter()
+        """processes of each service that began to beat"""
 
     def beat(self, beat: Beat, now_s: float) -> None:
         """Take a beat."""
         key = (beat.service, beat.instance)
         before = self._pulses.get(key)
         pulse = Pulse(beat, now_s)
-        if before is not None:
+        if before is None:
+            self.starts[beat.service] += 1
+        else:
             span = max(1e-3, beat.uptime_s - before.beat.uptime_s)
             counter = RATE_OF.get(beat.service, "")
             pulse.rate_hz = max(0.0, beat.counters.get(counter, 0.0) - before.beat.counters.get(counter, 0.0)) / span
@@ -74,3 +84,28 @@ class Health:
 
     def __iter__(self) -> Iterator[Pulse]:
         return (pulse for service in SERVICES for pulse in self.of(service))
+
+
+class GivenUp:
+    """Which processes were left down because they ended too often, as scripts/limit_restarts tells in a file.
+
+    Without supervisord there is no file and nothing is given up.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._looked_s = float("-inf")
+        self._words: dict[str, str] = {}
+
+    def of(self, service: str, now_s: float) -> str:
+        """Why processes of a service were given up; empty when none was."""
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            self._words = self._read()
+        return "; ".join(f"{name} {words}" for name, words in self._words.items() if name.startswith(service))
+
+    def _read(self) -> dict[str, str]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
+            return {}

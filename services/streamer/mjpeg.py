@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import cv2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     import numpy.typing as npt
@@ -226,6 +226,10 @@ class FrameHub:
         """the ladder of this hub: its best rung has the quality asked for"""
         self.encodes = 0
         """JPEGs made so far"""
+        self.encode_s = 0.0
+        """processor time that they took, s"""
+        self.on_pass: Callable[[str, Frame, float], None] | None = None
+        """told of frames that were encoded or sent (the word), and how long that took, s; None: nobody"""
         self._changed = threading.Condition()
         self._newest: Published | None = None
         self._viewers: dict[int, Viewer] = {}
@@ -259,11 +263,16 @@ class FrameHub:
 
     def jpeg(self, frame: Frame, rung: Rung) -> bytes:
         """A frame as JPEG, encoded once whoever asks."""
+        began_s, asked_s = time.thread_time(), time.monotonic()
         jpeg, fresh = frame.jpeg(rung)
         if fresh:
+            took_s = time.thread_time() - began_s
             with self._changed:
                 self.encodes += 1
+                self.encode_s += took_s
                 self._sizes[rung] = len(jpeg)
+            if self.on_pass is not None:
+                self.on_pass("encoded", frame, time.monotonic() - asked_s)
         return jpeg
 
     def sizes(self) -> list[int]:
@@ -352,6 +361,7 @@ def parts(hub: FrameHub, viewer: Viewer, line: Line) -> Iterator[bytes]:
     viewer.rung = FIRST_RUNG
     start = b"--" + BOUNDARY + b"\r\n"
     first = True
+    last: Frame | None = None
     try:
         while True:
             # The order is the point: first wait for room, then take what is newest by then.
@@ -377,5 +387,8 @@ def parts(hub: FrameHub, viewer: Viewer, line: Line) -> Iterator[bytes]:
             yield part
             viewer.count(len(jpeg))
             line.sent(len(part), began_s)
+            if hub.on_pass is not None and frame is not last:
+                hub.on_pass("sent", frame, time.monotonic() - began_s)
+            last = frame
     except HubClosedError:
         return

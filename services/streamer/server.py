@@ -55,6 +55,7 @@ def serve(
     *,
     token: str = "",
     names: tuple[str, ...] = (),
+    local: bool = False,
     max_viewers: int = 64,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -66,6 +67,7 @@ def serve(
         build_control: called once in the worker process. What it raises ends the server with a non-zero exit code.
         token: secret that each request must carry; empty for none.
         names: further host names under which the server may be reached.
+        local: whether only this machine reaches it, however wide it is bound.
         max_viewers: most streams at once; `FrameHub` of the control must hold the same number.
         on_ready: called in the master with the address of the page as soon as connections are taken.
 
@@ -74,7 +76,7 @@ def serve(
     """
     listener = _bind(host, port)
     port = listener.getsockname()[1]
-    guard = Guard(host, port, token, names)
+    guard = Guard(host, port, token, names, local)
     shown = "127.0.0.1" if host in {"", "0.0.0.0", "::"} else host  # noqa: S104
     url = f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
     _Server(listener, build_control, guard, max_viewers, lambda: on_ready(url) if on_ready else None).run()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, Literal
@@ -73,6 +74,10 @@ class Streamer:
         self._speech: list[Pcm] = []
         self._push_due_s = 0.0
         self._times: list[float] = []
+        self._skew_ms = 0.0
+        self._counted: Counter[str] = Counter()
+        tally.begin("gap_samples", "patch_epoch", "patch_face", "published")
+        tally.begin(*(f"playout.{name}" for name in ("shown", "held", "late", "skipped", "twice", "overflow")))
         bus.publishes("session", "ingest")
         bus.receives("audio", "face", "patch", "beat")
         bus.watch(self._wake.fileno())
@@ -150,7 +155,18 @@ class Streamer:
         elif patch.face != state.face:
             self._tally.count("patch_face")
         else:
-            self.playout.push(patch, time.monotonic())
+            self._push(patch, time.monotonic())
+
+    def _push(self, patch: Patch, now_s: float) -> None:
+        late = self.playout.counters["late"]
+        self.playout.push(patch, now_s)
+        if patch.captured_ns and not patch.rest:
+            self._tally.observe("age_arrived", now_s - patch.captured_ns / 1e9)
+        if self._tally.tracing:
+            which = (patch.session, patch.epoch, patch.frame)
+            self._tally.trace("arrived", *which, worker=patch.worker, render_ms=patch.render_ms)
+            if self.playout.counters["late"] > late:
+                self._tally.trace("dropped", *which, reason="late")
 
     def _face_came(self, answer: Face | FaceProblem) -> None:
         wanted = self.photos.answered(answer)
@@ -166,7 +182,10 @@ class Streamer:
 
     def change(self, *, running: bool | None = None, source: str | None = None) -> None:
         """Begin a new epoch."""
-        self.book.change(running=running, source=source)
+        state = self.book.change(running=running, source=source)
+        self._tally.say(f"{'runs' if state.running else 'is stopped'}, epoch {state.epoch} session={state.session}")
+        self._count_playout()
+        self._counted.clear()
         self.playout = Playout()
         self._stream = ""
         self._speech = []
@@ -212,6 +231,7 @@ class Streamer:
         if now_s - self._told_s >= TELL_S:
             self._told_s = now_s
             self._bus.send("session", state)
+            self._count_playout()
             for photo in self.photos.to_tell():
                 self._bus.send("ingest", photo, "photo")
             lost = self.photos.given_up(now_s)
@@ -247,11 +267,31 @@ class Streamer:
             if patch is not self._patch:
                 self._renew(patch)
                 if patch is not None and not patch.rest:
-                    lag_ms = now_s * 1000.0 - patch.captured_ns / 1e6
-                    self.latency_ms = lag_ms if self.latency_ms is None else 0.95 * self.latency_ms + 0.05 * lag_ms
+                    self._shown(patch, now_s)
             self._publish(now_s)
             self._tick_s = self.playout.next_tick_s(self._tick_s)
         return self._tick_s
+
+    def _shown(self, patch: Patch, now_s: float) -> None:
+        """Count how old a frame is, and how far from its sound, whose picture was due at `now_s` and is made now."""
+        took_s = time.monotonic() - now_s
+        lag_ms = now_s * 1000.0 - patch.captured_ns / 1e6
+        self.latency_ms = lag_ms if self.latency_ms is None else 0.95 * self.latency_ms + 0.05 * lag_ms
+        skew_s = now_s - self.playout.clock.time_of(sample_of(patch.frame)) - self.playout.delay_s
+        self._skew_ms += 0.05 * (skew_s * 1000.0 - self._skew_ms)
+        self._tally.observe("age_shown", lag_ms / 1000.0)
+        self._tally.observe("took_compose", took_s)
+        self._tally.observe("skew", abs(skew_s))
+        if self._tally.tracing:
+            told = {"at_ns": round(now_s * 1e9), "took_ms": took_s * 1000.0, "skew_ms": skew_s * 1000.0}
+            self._tally.trace("shown", patch.session, patch.epoch, patch.frame, **told)
+
+    def _count_playout(self) -> None:
+        """Add to the totals what the playout counted since the last time; its own counts end with the epoch."""
+        now = self.playout.counters.copy()
+        for name, number in (now - self._counted).items():
+            self._tally.count(f"playout.{name}", number)
+        self._counted = now
 
     def _renew(self, patch: Patch | None) -> None:
         """Make the picture to publish from here on."""
@@ -284,7 +324,14 @@ class Streamer:
         """Present values for the beat."""
         counters = {f"playout_{name}": float(number) for name, number in self.playout.counters.items()}
         latency = {} if self.latency_ms is None else {"latency_ms": self.latency_ms}
-        return {"delay_ms": self.playout.delay_s * 1000.0, "fps": self.fps(time.monotonic()), **latency, **counters}
+        return {
+            "running": float(self.book.state.running),
+            "delay_ms": self.playout.delay_s * 1000.0,
+            "skew_ms": self._skew_ms,
+            "fps": self.fps(time.monotonic()),
+            **latency,
+            **counters,
+        }
 
     def close(self) -> None:
         """An orderly end."""

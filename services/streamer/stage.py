@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from services.streamer.control import FaceStatus, Service, SourceChoice, Status
-from services.streamer.health import Pulse
+from services.streamer.health import GivenUp, Pulse
 from services.streamer.metrics import exposition
-from services.streamer.mjpeg import FrameHub
+from services.streamer.mjpeg import Frame, FrameHub
 from services.streamer.photos import Photos
 from services.streamer.service import Streamer
 from services.streamer.sessions import SessionBook
-from shared.bus import Bus, BusError
-from shared.clock import SAMPLE_RATE_HZ
+from shared.bus import BusError, open_bus
+from shared.clock import SAMPLE_RATE_HZ, frame_of
 from shared.service import EXIT_FAILED, Loop, Startup, Tally
 from shared.settings import Settings
 from shared.topics import SERVICES
@@ -46,14 +46,18 @@ class Stage:
         """Start the loop.
 
         Raises:
-            Startup: a port of the bus is taken.
+            Startup: a port of the bus is taken, or a key file cannot be used.
         """
         self._settings = settings
         self._log = log
         self._began_s = time.monotonic()
         self.frames = FrameHub(settings.max_viewers, settings.jpeg_quality)
-        self._bus = Bus("streamer", settings.bus_host, settings.bus_port)
-        self._tally = Tally(log)
+        try:
+            self._bus = open_bus("streamer", settings)
+        except BusError as error:
+            raise Startup(str(error)) from error
+        self._tally = Tally(log, tracing=settings.trace == "yes")
+        self._given_up = GivenUp(settings.state_path / "given_up.json")
         face = photos.demo_id
         if settings.face:
             with open(settings.face, "rb") as file:  # noqa: PTH123  # one read of a file that settings checked
@@ -75,6 +79,8 @@ class Stage:
             self._bus.close()
             book.close()
             raise Startup(str(error)) from error
+        if self._tally.tracing:
+            self.frames.on_pass = self._passed
         self._stopping = threading.Event()
         self._status = self._look()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
@@ -86,6 +92,7 @@ class Stage:
             self._bus,
             self._tally,
             tell_beat=lambda beat: self._streamer.health.beat(beat, time.monotonic()),
+            beat_file=self._settings.beat_file,
         )
         looked_s = 0.0
         try:
@@ -160,8 +167,14 @@ class Stage:
 
     def metrics(self) -> bytes:
         """Everything that is counted."""
-        pulses: list[Pulse] = self._streamer.command(lambda: list(self._streamer.health))
-        return exposition(pulses, self.frames, time.monotonic())
+        now_s = time.monotonic()
+
+        def look() -> tuple[list[Pulse], dict[str, int], dict[str, str]]:
+            health = self._streamer.health
+            return list(health), dict(health.starts), {name: self._given_up.of(name, now_s) for name in SERVICES}
+
+        pulses, starts, given_up = self._streamer.command(look)
+        return exposition(pulses, starts, given_up, self.frames, now_s)
 
     def close(self) -> None:
         """End the streams and the bus."""
@@ -170,6 +183,11 @@ class Stage:
         self._thread.join(1.0)
 
     # ---- inside
+
+    def _passed(self, stage: str, frame: Frame, took_s: float) -> None:
+        """Trace a frame that was encoded or sent, in the thread that did it."""
+        session = self._streamer.book.state.session
+        self._tally.trace(stage, session, frame.epoch, frame_of(frame.media_time), took_ms=took_s * 1000.0)
 
     def _do(self, what: Callable[[], Any]) -> Any:
         """Have the loop do something, and renew the status before anybody asks for it."""
@@ -238,6 +256,7 @@ class Stage:
             info=info,
             last_error=newest[0].beat.last_error if newest else "",
             age_s=round(min((now_s - pulse.heard_s for pulse in pulses), default=now_s - self._began_s), 2),
+            given_up=self._given_up.of(name, now_s),
         )
 
     def _sources(self) -> tuple[SourceChoice, ...]:
@@ -256,13 +275,22 @@ class Stage:
         notices = []
         health = self._streamer.health
         running = self._streamer.book.state.running
+        notices += [
+            f"The service {service.given_up}, so it is left down. Its log says why; docs/operations.md says how to "
+            "start it again."
+            for service in services
+            if service.given_up
+        ]
         if now_s - self._began_s > 5.0:  # at the start nobody has beaten yet
             notices += [
                 f"The service {service.name} does not answer; it is being started again. Its log says why."
                 for service in services
-                if not service.alive
+                if not service.alive and not service.given_up
             ]
         source_state = health.info("audio_capture", "source_state")
         if running and source_state in {"waiting", "failed"} and self._streamer.book.state.source != "network":
             notices.append(health.info("audio_capture", "source"))
+        short = health.info("mel_features", "short")
+        if running and short and health.alive("mel_features", now_s):
+            notices.append(f"The lips fall behind: {short}. docs/workers.md says how to add workers.")
         return notices

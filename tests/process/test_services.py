@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 import socket
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
 from shared.bus import Bus
 from shared.messages import Audio, Beat, Credit, Face, FaceProblem, Pcm, Photo, SessionState, Work, pack, unpack
-from shared.topics import SERVICES, TOPICS, ServiceName
-from tests.budgets import CORRUPT_MESSAGES, PROCESS_START_S, PROCESS_STOP_S, SESSION_TOLD_S
+from shared.topics import SERVICES, TOPICS, ServiceName, Topic
+from tests.budgets import (
+    CORRUPT_GROWTH_BYTES,
+    CORRUPT_MESSAGES,
+    CORRUPT_S,
+    PROCESS_START_S,
+    PROCESS_STOP_S,
+    SESSION_TOLD_S,
+)
 from tests.examples import EXAMPLES
 from tests.rig.peer import Peer, Process
-from tests.rig.stack import ROOT
+from tests.rig.stack import ROOT, until
 from tests.rig.voices import paused_speech
 
 BEATING: tuple[ServiceName, ...] = ("audio_capture", "mel_features", "face_prep", "inference")
@@ -57,28 +68,79 @@ def garbage(number: int, valid: list[bytes], seed: int) -> Iterator[list[bytes]]
         yield [bytes(frame) for frame in frames][: rng.randint(1, len(frames))]
 
 
+def send_garbage(peer: Peer, topic: Topic, key: str) -> int:
+    """Send messages that are none, too large, or of a time line that is over; how many."""
+    sent = 0
+    for kind in topic.messages:
+        valid = [bytes(frame) for frame in pack(EXAMPLES[kind.KIND])]
+        for frames in garbage(CORRUPT_MESSAGES, valid, topic.port):
+            peer.send_raw(topic.name, frames, key)
+            sent += 1
+    peer.send_raw(topic.name, [bytes(topic.max_bytes + 1)], key)
+    return sent + 1
+
+
 @pytest.mark.parametrize("service", BEATING)
 def test_corrupt_messages_are_counted_and_nothing_ends(service: ServiceName, tmp_path: Path):
-    with alone(service, tmp_path) as (peer, _):
+    with alone(service, tmp_path) as (peer, process):
         peer.receive("beat", Beat, PROCESS_START_S)
-        expected = 0
         for topic in TOPICS:
             if service not in topic.receivers:
                 continue
+            key = min(peer.subscriptions(topic.name, PROCESS_START_S))
+            valid = [[bytes(frame) for frame in pack(EXAMPLES[kind.KIND])] for kind in topic.messages]
+            for frames in valid:  # what is kept of the largest of them is no growth
+                peer.send_raw(topic.name, frames, key)
+            wait_counted(peer, topic, len(valid))
+            memory = psutil.Process(process.pid).memory_info().rss
+            expected = len(valid) + send_garbage(peer, topic, key)
+            beat = wait_counted(peer, topic, expected)
+            assert counted(beat.counters, topic) == expected, "each was counted, once"
+            assert beat.counters[f"corrupt.{topic.name}"] > 0.2 * expected
+            assert beat.last_error
+            assert psutil.Process(process.pid).memory_info().rss - memory <= CORRUPT_GROWTH_BYTES
+
+
+def wait_counted(peer: Peer, topic: Topic, least: int) -> Beat:
+    return peer.beat_of(lambda beat: counted(beat.counters, topic) >= least, CORRUPT_S)
+
+
+def counted(counters: Mapping[str, float], topic: Topic) -> float:
+    return counters.get(f"corrupt.{topic.name}", 0.0) + counters.get(f"received.{topic.name}", 0.0)
+
+
+def test_corrupt_messages_do_not_end_the_streamer(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with alone("streamer", tmp_path, MOUTHPIECE_PORT=str(port)) as (peer, process):
+        peer.receive("session", SessionState, PROCESS_START_S)
+        memory = psutil.Process(process.pid).memory_info().rss
+        for topic in TOPICS:
+            if "streamer" not in topic.receivers:
+                continue
             keys = peer.subscriptions(topic.name, PROCESS_START_S)
-            key = sorted(keys)[0]
-            for kind in topic.messages:
-                valid = [bytes(frame) for frame in pack(EXAMPLES[kind.KIND])]
-                for frames in garbage(CORRUPT_MESSAGES, valid, topic.port):
-                    peer.send_raw(topic.name, frames, key)
-                expected += 3  # the first three of each kind are surely corrupt; many of the mutated are valid
-            peer.beat_where(f"corrupt.{topic.name}", 3, PROCESS_START_S)
-        beat = peer.beat_where("corrupt", expected, PROCESS_START_S)
-        assert beat.last_error
+            expected = send_garbage(peer, topic, min(keys))
+            until(functools.partial(all_told, port, topic, expected), CORRUPT_S, "all are counted")
+            assert told(port, topic) == expected
+        assert psutil.Process(process.pid).memory_info().rss - memory <= CORRUPT_GROWTH_BYTES
+
+
+def all_told(port: int, topic: Topic, least: int) -> bool:
+    return told(port, topic) >= least
+
+
+def told(port: int, topic: Topic) -> float:
+    """How many messages of a topic the streamer says to have received, corrupt or not."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    labels = rf'[^}}]*service="streamer"[^}}]*topic="{topic.name}"[^}}]*'
+    pattern = rf"^mouthpiece_messages_(?:received|corrupt)_total\{{{labels}\}} (\S+)"
+    return sum(map(float, re.findall(pattern, text, re.MULTILINE)))
 
 
 def test_mel_features_hands_each_window_to_one_worker_with_credit(tmp_path: Path):
-    with alone("mel_features", tmp_path) as (peer, _):
+    nothing = {"MOUTHPIECE_MODELS_DIR": str(tmp_path)}  # a hub without a model takes that of its first worker
+    with alone("mel_features", tmp_path, **nothing) as (peer, _):
         peer.receive("beat", Beat, PROCESS_START_S)
         peer.subscriptions("session", PROCESS_START_S)
         peer._in["work"].unsubscribe(b"")

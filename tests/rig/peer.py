@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import zmq
@@ -22,12 +22,31 @@ __all__ = ["Peer", "Process"]
 class Process:
     """One service, started as its own process."""
 
-    def __init__(self, service: str, folder: Path, settings: Mapping[str, str]) -> None:
-        self.log = folder / f"{service}.log"
+    def __init__(
+        self,
+        service: str,
+        folder: Path,
+        settings: Mapping[str, str],
+        *,
+        name: str = "",
+        command: Sequence[str] = (),
+        before: Sequence[str] = (),
+    ) -> None:
+        """Start it.
+
+        Args:
+            service: its module is `services.<service>`, unless a command is given.
+            folder: of its log.
+            settings: environment beside that of the test.
+            name: of its log; the service's when empty.
+            command: what Python runs instead of the service.
+            before: what the command line begins with, such as `taskset -c 0`.
+        """
+        self.log = folder / f"{name or service}.log"
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MOUTHPIECE_")}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"],
+                [*before, sys.executable, *(command or ("-m", f"services.{service}"))],
                 cwd=ROOT,
                 env=clean | {"MOUTHPIECE_STATE_DIR": str(folder / "state"), **settings},
                 stdin=subprocess.DEVNULL,
@@ -71,6 +90,9 @@ class Peer:
         for topic in TOPICS:
             if service in topic.receivers:
                 self._out[topic.name] = self._place(topic, service, zmq.XPUB)
+                self._out[topic.name].setsockopt(
+                    zmq.XPUB_NODROP, 1
+                )  # a test's message is lost by nobody but the service
             if service in topic.senders:
                 socket = self._place(topic, service, zmq.SUB)
                 socket.subscribe(b"")
@@ -120,13 +142,14 @@ class Peer:
 
     def beat_where(self, counter: str, least: float, timeout_s: float) -> Beat:
         """Wait for a beat whose counter reached a number."""
-        return self._beat(lambda beat: beat.counters.get(counter, 0.0) >= least, timeout_s)
+        return self.beat_of(lambda beat: beat.counters.get(counter, 0.0) >= least, timeout_s)
 
     def gauge_where(self, gauge: str, least: float, timeout_s: float) -> Beat:
         """Wait for a beat whose gauge reached a number."""
-        return self._beat(lambda beat: beat.gauges.get(gauge, 0.0) >= least, timeout_s)
+        return self.beat_of(lambda beat: beat.gauges.get(gauge, 0.0) >= least, timeout_s)
 
-    def _beat(self, condition: Callable[[Beat], bool], timeout_s: float) -> Beat:
+    def beat_of(self, condition: Callable[[Beat], bool], timeout_s: float) -> Beat:
+        """Wait for a beat that fulfils a condition."""
         deadline = time.monotonic() + timeout_s
         while True:
             beat = self.receive("beat", Beat, max(0.0, deadline - time.monotonic()))

@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import psutil
 
@@ -65,7 +65,7 @@ class Stack:
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
-        base = free_ports(9)
+        self.bus_port = base = free_ports(9)
         self.port = base + 8
         self.url = f"http://127.0.0.1:{self.port}"
         clean = {key: value for key, value in os.environ.items() if not key.startswith("MOUTHPIECE_")}
@@ -135,8 +135,12 @@ class Stack:
             self._supervisor.wait(5)
         self._supervisor = None
 
-    def __enter__(self) -> Stack:
-        self.start()
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

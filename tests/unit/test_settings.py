@@ -30,7 +30,11 @@ def test_defaults_and_empty_values():
         ({"MOUTHPIECE_ENGINE": "wav2lip"}, "no converted model"),
         ({"MOUTHPIECE_HOST": "0.0.0.0"}, "MOUTHPIECE_TOKEN"),
         ({"MOUTHPIECE_HOST": "0.0.0.0", "MOUTHPIECE_TOKEN": "short"}, "shorter than 16"),
-        ({"MOUTHPIECE_BUS_HOST": "0.0.0.0"}, "unencrypted"),
+        ({"MOUTHPIECE_BUS_HOST": "0.0.0.0"}, "gen_keys"),
+        ({"MOUTHPIECE_BUS_BIND": "10.0.0.1"}, "gen_keys"),
+        ({"MOUTHPIECE_BUS_HOST": "hub.example"}, "MOUTHPIECE_KEY"),
+        ({"MOUTHPIECE_BUS_HOST": "a b"}, "MOUTHPIECE_BUS_HOST"),
+        ({"MOUTHPIECE_KEY": "/no/such.key"}, "no such file"),
     ],
 )
 def test_what_is_wrong_is_named(variables: dict[str, str], words: str):

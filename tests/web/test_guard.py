@@ -151,3 +151,11 @@ class TestToken:
         right = {"Authorization": f"Bearer {self.TOKEN}"}
         assert web.get("/healthz", headers={"Host": "192.168.1.5:9000", **right}).status_code == 200
         assert web.get("/healthz", headers={"Host": "evil.example:8080", **right}).status_code == 403
+
+
+def test_published_on_loopback_only_this_machine_s_names_are_answered() -> None:
+    _, web = client(host="0.0.0.0", local=True)
+    for name in ("127.0.0.1:9000", "localhost:9000", "[::1]:9000"):
+        assert web.get("/healthz", headers={"Host": name}).status_code == 200
+    for name in ("192.168.1.5:9000", "172.18.0.3:8080", "evil.example:9000", "streamer:8080"):
+        assert web.get("/healthz", headers={"Host": name}).status_code == 403

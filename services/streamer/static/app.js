@@ -191,10 +191,10 @@
       item.dataset.state = service.alive ? "ok" : "down";
       const { engine, precision, choice } = service.info || {};
       const error = service.last_error && `last error: ${service.last_error}`;
-      item.title = [service.name, choice, error].filter(Boolean).join(" – ");
+      item.title = [service.name, choice, service.given_up, error].filter(Boolean).join(" – ");
       setText(item.querySelector(".service-name"), service.words);
       const age = service.age_s >= 1 ? ` for ${Math.round(service.age_s)} s` : "";
-      setText(item.querySelector(".service-state"), service.alive ? ["running", engine, precision].filter(Boolean).join(" · ") : `not answering${age}`);
+      setText(item.querySelector(".service-state"), service.alive ? ["running", engine, precision].filter(Boolean).join(" · ") : `${service.given_up ? "given up" : "not answering"}${age}`);
     });
   }
 
