@@ -142,10 +142,10 @@ class WorkerPool:
             held = len(worker.deadlines)
             if held >= credit.capacity:
                 continue
-            if held and (held + 1) * credit.window_ms / 1000.0 > deadline_s - now_s:
-                continue  # it would be done too late; it waits for the one that is free first
-            pace = credit.window_ms / (1.0 + (now_s - worker.given_s) / self.FORGET_S)
-            rank = ((held + 1) * pace, held, worker.given_s)
+            pace_ms = credit.window_ms / (1.0 + (now_s - worker.given_s) / self.FORGET_S)
+            if now_s + (held + 1) * pace_ms / 1000.0 > deadline_s:
+                continue  # it would be done too late
+            rank = ((held + 1) * pace_ms, held, worker.given_s)
             if best is None or rank < best:
                 best, chosen = rank, name
         if best is None:

@@ -191,11 +191,11 @@ class MelFeatures:
         """Give what waits to workers with credit, the sessions in turn."""
         for window in self._waiting.expired(self._now_s):
             self._give_up(window, "dropped_late", "no worker had credit in time")
-        while any(self._given_out(window) for window in self._waiting.in_turn()):
+        while self._pool.free() and any(self._given_out(window) for window in self._waiting.in_turn()):
             pass
 
     def _given_out(self, window: Window) -> bool:
-        """Give a window to a worker, if one can take it."""
+        """Give a window to a worker, if one can do it in time."""
         given = self._pool.assign(window.face, self._now_s, window.deadline_s)
         if given is None:
             return False

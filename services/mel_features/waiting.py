@@ -11,7 +11,7 @@ from services.mel_features.track import Due
 __all__ = ["Waiting", "Window"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Window:
     """A window that waits for a worker, or that one holds."""
 
@@ -50,13 +50,13 @@ class Waiting:
         queue.rotate(1)
 
     def in_turn(self) -> Iterator[Window]:
-        """Give the first window of each session, fewest turns first."""
+        """Give all windows, those of the session with the fewest turns first, each session's in their order."""
         order = sorted(self._queues, key=lambda name: (self._turns[name], self._queues[name][0].until_s))
         for name in order:
-            yield self._queues[name][0]
+            yield from tuple(self._queues[name])
 
     def take(self, window: Window) -> None:
-        """Take a session's first window out: it had its turn."""
+        """Take a window out: its session had its turn."""
         self._leave(window)
         self._now = self._turns[window.session]
         self._turns[window.session] += 1
@@ -85,7 +85,7 @@ class Waiting:
 
     def _leave(self, window: Window) -> None:
         queue = self._queues[window.session]
-        queue.popleft()
+        queue.remove(window)
         if not queue:
             del self._queues[window.session]
 

@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,20 +33,19 @@ from tests.budgets import (
     LINK_DELAY_S,
     OLD_S,
     PROCESS_START_S,
-    SHARES_ERROR,
-    SHARES_S,
     SHORT_FOUND_S,
     STARTS,
     STEPS_S,
     STOPPED_AWAY_S,
     STOPPED_GROWTH_BYTES,
     STOPPED_S,
-    THROUGHPUT,
 )
 from tests.rig.fleet import HUB, Fleet, Watch, watching
 from tests.rig.proxy import proxied
 from tests.rig.stack import until
 
+Record = Callable[[str, object], None]
+"""pytest's record_property: what was measured goes into --junit-xml"""
 FRAME = 640
 """samples"""
 WALL = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
@@ -97,7 +96,7 @@ def worst(watch: Watch, since_s: float) -> tuple[float, int]:
     )
 
 
-def test_a_worker_that_is_killed_is_not_missed(fleet: Fleet):
+def test_a_worker_that_is_killed_is_not_missed(fleet: Fleet, record_property: Record):
     names = {fleet.work(name, "--ms", "8") and id_of(fleet, name): name for name in ("first", "second")}
     fleet.wait_ready()
     found = []
@@ -114,12 +113,13 @@ def test_a_worker_that_is_killed_is_not_missed(fleet: Fleet):
             fleet.work(name, "--ms", "8")
             names[id_of(fleet, name)] = name
             until(lambda: fleet.metric("mouthpiece_workers") == 2.0, BACK_S, "both work")
+        record_property("longest gap s, most lost", (max(gap for gap, _ in found), max(lost for _, lost in found)))
         assert max(gap_s for gap_s, _ in found) <= FAULT_GAP_S, found
         assert max(lost for _, lost in found) <= FAULT_LOST, found
         assert in_order(watch)
 
 
-def test_a_worker_that_stands_still_gets_nothing_and_shows_nothing_old(fleet: Fleet):
+def test_a_worker_that_stands_still_gets_nothing_and_shows_nothing_old(fleet: Fleet, record_property: Record):
     for name in ("first", "second"):
         fleet.work(name, "--ms", "8")
     fleet.wait_ready()
@@ -136,16 +136,18 @@ def test_a_worker_that_stands_still_gets_nothing_and_shows_nothing_old(fleet: Fl
         resumed_s = time.monotonic()
         wait(watch, 100)
         told = given(fleet, stopped_s + STOPPED_AWAY_S, resumed_s)
+        oldest_s = max(shot.at_s - shot.media_time / 16_000 for shot in watch.moving(stopped_s)) - usual_s
+        record_property("given to it, to others, oldest s", (told[busy], sum(told.values()), oldest_s))
         assert busy not in told
         assert sum(told.values()) > 50
-        assert max(shot.at_s - shot.media_time / 16_000 for shot in watch.moving(stopped_s)) - usual_s < OLD_S
+        assert oldest_s < OLD_S
         assert in_order(watch)
         until(lambda: given(fleet, resumed_s)[busy] > 10, BACK_S, "it works again")
 
 
-def test_a_third_worker_relieves_two_that_are_short(fleet: Fleet):
+def test_a_third_worker_relieves_two_that_are_short(fleet: Fleet, record_property: Record):
     for name in ("first", "second"):
-        fleet.work(name, "--ms", "100")  # 20 frames a second in all
+        fleet.work(name, "--ms", "95")  # 21 frames a second in all
     fleet.wait_ready()
     with watching(fleet) as watch:
         wait(watch, 40)
@@ -153,29 +155,15 @@ def test_a_third_worker_relieves_two_that_are_short(fleet: Fleet):
         assert any("more like these are needed" in notice for notice in fleet.status()["notices"])
         shares = [(b.media_time - a.media_time) // FRAME for a, b in pairwise(watch.moving(time.monotonic() - 3.0))]
         assert sum(share <= 2 for share in shares) >= EVEN_SHARE * len(shares), f"frames fall out evenly: {shares}"
-        fleet.work("third", "--ms", "100")
+        fleet.work("third", "--ms", "95")
         joined_s = until(
             lambda: "started, pid" in fleet.workers["third"].text() and time.monotonic(), PROCESS_START_S, ""
         )
         third = id_of(fleet, "third")
         until(lambda: f"worker={third}" in fleet.workers["third"].text(), JOIN_S, "its first frame")
+        record_property("first frame after s", time.monotonic() - joined_s)
         assert time.monotonic() - joined_s < JOIN_S
         until(lambda: fleet.metric("mouthpiece_shortage_ratio") == 0.0, SHORT_FOUND_S, "nobody is missing any more")
-        assert in_order(watch)
-
-
-def test_work_is_shared_by_speed(fleet: Fleet):
-    for name, ms in (("fast", "75"), ("slow", "150")):  # 20 frames a second in all
-        fleet.work(name, "--ms", ms)
-    fleet.wait_ready()
-    with watching(fleet) as watch:
-        wait(watch, 50)
-        began_s = time.monotonic()
-        pause(SHARES_S)
-        told = given(fleet, began_s, began_s + SHARES_S)
-        fast, slow = told[id_of(fleet, "fast")], told[id_of(fleet, "slow")]
-        assert abs(fast / slow / 2.0 - 1.0) <= SHARES_ERROR, told
-        assert (fast + slow) / SHARES_S >= THROUGHPUT * 20.0, told
         assert in_order(watch)
 
 
@@ -211,7 +199,7 @@ def test_services_start_in_any_order(tmp_path: Path):
             fleet.close()
 
 
-def test_a_reader_that_stands_still_costs_nobody_anything(fleet: Fleet):
+def test_a_reader_that_stands_still_costs_nobody_anything(fleet: Fleet, record_property: Record):
     fleet.work("only")
     fleet.wait_ready()
     addresses = [f"tcp://127.0.0.1:{fleet.bus_port + topic.port}" for topic in TOPICS if topic.binds != "streamer"]
@@ -225,6 +213,7 @@ def test_a_reader_that_stands_still_costs_nobody_anything(fleet: Fleet):
         at_s = time.monotonic()
         pause(STOPPED_S)
         grown = {name: process.memory_info().rss - before[name] for name, process in processes.items()}
+        record_property("grown bytes", grown)
         assert max(grown.values()) <= STOPPED_GROWTH_BYTES, grown
         assert fleet.metric("mouthpiece_audio_lost_seconds_total") == 0.0
         assert worst(watch, at_s)[1] <= FAULT_LOST
@@ -232,13 +221,15 @@ def test_a_reader_that_stands_still_costs_nobody_anything(fleet: Fleet):
         with_pictures = processes["only"].memory_info().rss
         processes["streamer"].suspend()
         pause(STOPPED_S)
-        assert processes["only"].memory_info().rss - with_pictures <= STOPPED_GROWTH_BYTES
+        grown_by = processes["only"].memory_info().rss - with_pictures
+        record_property("worker grown while the streamer stood still, bytes", grown_by)
+        assert grown_by <= STOPPED_GROWTH_BYTES
         processes["streamer"].resume()
         stands.resume()
         wait(watch, 50)
 
 
-def test_a_bad_line_to_a_worker_disturbs_nothing(fleet: Fleet):
+def test_a_bad_line_to_a_worker_disturbs_nothing(fleet: Fleet, record_property: Record):
     near = fleet.bus_port + 20
     ports = {near + topic.port: fleet.bus_port + topic.port for topic in TOPICS if topic.binds != "inference"}
     with proxied(ports, delay_s=LINK_DELAY_S) as line:
@@ -254,12 +245,13 @@ def test_a_bad_line_to_a_worker_disturbs_nothing(fleet: Fleet):
             assert line.cuts == LINK_CUTS
             shown = fleet.metric("mouthpiece_frames_shown_total") - shown
             late = fleet.metric("mouthpiece_frames_dropped_total", reason="late") - late
+            record_property("late, shown, cuts", (late, shown, line.cuts))
             assert late <= LATE_SHARE * shown, (late, shown, line.cuts)
             assert in_order(watch)
 
 
 @pytest.mark.skipif(not Path(WALL).exists(), reason="libfaketime is not installed")
-def test_a_wall_clock_that_jumps_changes_nothing(tmp_path: Path):
+def test_a_wall_clock_that_jumps_changes_nothing(tmp_path: Path, record_property: Record):
     told = tmp_path / "faketime"
     told.write_text("+0")
     faked = {
@@ -277,13 +269,14 @@ def test_a_wall_clock_that_jumps_changes_nothing(tmp_path: Path):
             for step in ("+1h", "-1h", "+0"):
                 told.write_text(step)
                 wait(watch, round(25 * STEPS_S))
+            record_property("longest gap s, most lost", worst(watch, at_s))
             assert worst(watch, at_s)[1] <= FAULT_LOST
             assert in_order(watch)
         stamps = re.findall(r"T(\d\d):\d\d:\d\d", fleet.workers["only"].text() + fleet.hub["streamer"].text())
         assert stamps, "the logs tell the wall clock"
 
 
-def test_an_engine_that_hangs_loses_its_work_and_ends_itself(fleet: Fleet, tmp_path: Path):
+def test_an_engine_that_hangs_loses_its_work_and_ends_itself(fleet: Fleet, tmp_path: Path, record_property: Record):
     hang = tmp_path / "hang"
     fleet.work("hangs", "--ms", "4", "--hang", str(hang))
     fleet.work("works", "--ms", "12")
@@ -296,6 +289,7 @@ def test_an_engine_that_hangs_loses_its_work_and_ends_itself(fleet: Fleet, tmp_p
         assert fleet.workers["hangs"].wait(HUNG_END_S) != 0
         ended_s = time.monotonic()
         told = given(fleet, at_s + HUNG_AWAY_S, ended_s)
+        record_property("ended after s, given elsewhere", (ended_s - at_s, sum(told.values())))
         assert hanging not in told
         assert sum(told.values()) > 50
         assert "tests/rig/worker.py" in fleet.workers["hangs"].text(), "its stacks are in its log"

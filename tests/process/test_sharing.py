@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from tests.budgets import EVEN_SHARE, PROCESS_START_S, SHARES_ERROR, SHARES_S
+from tests.budgets import EVEN_SHARE, PROCESS_START_S, SHARES_ERROR, SHARES_S, THROUGHPUT
 from tests.rig.crowd import Crowd
 from tests.rig.voices import paused_speech
 
@@ -44,3 +46,17 @@ def test_windows_of_several_sessions_are_rendered_together(tmp_path: Path):
         sizes = [int(found) for found in re.findall(r"stage=rendered .*batch=(\d+)", worker.text())]
         assert max(sizes) >= 2
         assert all(len(seen) >= 50 for seen in crowd.seen.values())
+
+
+def test_work_is_shared_by_speed(tmp_path: Path, record_property: Callable[[str, object], None]):
+    with Crowd(tmp_path, 2, speech()) as crowd:  # 50 frames a second are wanted, both workers can do 37.5
+        for name, ms in (("fast", "40"), ("slow", "80")):
+            crowd.work(name, "--ms", ms)
+        crowd.until_seen(50, PROCESS_START_S)
+        crowd.forget()
+        crowd.go_on(SHARES_S)
+        told = Counter(one.worker for seen in crowd.seen.values() for one in seen)
+        (_, fast), (_, slow) = told.most_common(2)
+        record_property("fast, slow, seconds", (fast, slow, SHARES_S))
+        assert abs(fast / slow / 2.0 - 1.0) <= SHARES_ERROR, told
+        assert (fast + slow) / SHARES_S >= THROUGHPUT * 37.5, told
