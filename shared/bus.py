@@ -18,7 +18,7 @@ from typing import Final
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from shared.keys import Door, KeyFile, KeyFileError, Keys, load_keys
+from shared.keys import HUB, Door, KeyFile, KeyFileError, Keys, load_keys, may_say
 from shared.messages import Message, MessageError, pack, unpack
 from shared.settings import Settings
 from shared.topics import ServiceName, Topic, topic
@@ -135,6 +135,11 @@ class Bus:
         if self._door is not None:
             self._poller.register(self._door.socket, zmq.POLLIN)
 
+    @property
+    def prefix(self) -> str:
+        """What the ids begin with under which we speak: on another box the name of our key and a dot."""
+        return "" if self._keys is None or self._keys.own.is_hub else f"{self._keys.own.name}."
+
     def publishes(self, *names: str) -> None:
         """Open the sending side of topics.
 
@@ -212,8 +217,13 @@ class Bus:
             for _ in range(MOST_PER_TURN):
                 if not source.getsockopt(EVENTS) & READABLE:
                     break
-                frames = source.recv_multipart(flags=DONTWAIT)
-                event = self._told(row, frames) if row.name in self._senders else self._delivered(row, frames)
+                if row.name in self._senders:
+                    event = self._told(row, source.recv_multipart(flags=DONTWAIT))
+                elif self._door is None or row.binds != self._service:
+                    event = self._delivered(row, source.recv_multipart(flags=DONTWAIT), "")
+                else:
+                    parts = source.recv_multipart(flags=DONTWAIT, copy=False)
+                    event = self._delivered(row, [part.bytes for part in parts], _user(parts[0]))
                 if event is not None:
                     yield event
         if self._keys is not None:
@@ -234,7 +244,7 @@ class Bus:
         self._keys_of[row.name].discard(parts[1])
         return Unsubscribed(row.name, parts[1])
 
-    def _delivered(self, row: Topic, frames: list[bytes]) -> Event | None:
+    def _delivered(self, row: Topic, frames: list[bytes], user: str) -> Event | None:
         parts = _parts(frames[0])
         if parts is None or parts[0] != row.name:
             self._corrupt(row, "another topic's name")
@@ -246,6 +256,9 @@ class Bus:
             message = unpack(frames[1:], row.messages)
         except MessageError as error:
             self._corrupt(row, str(error))
+            return None
+        if user and not may_say(user, message):
+            self._tell(f"{user} speaks for another one on {row.name}; what it says is dropped", row.name)
             return None
         self.counters[f"received.{row.name}"] += 1
         return Delivery(row.name, parts[1], message)
@@ -292,7 +305,8 @@ class Bus:
         socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret.encode())
         if row.binds == self._service:
             socket.setsockopt(zmq.CURVE_SERVER, 1)
-            socket.setsockopt(zmq.ZAP_DOMAIN, b"mouthpiece")
+            socket.setsockopt(zmq.ZAP_DOMAIN, row.name.encode())
+            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         else:
             socket.setsockopt(zmq.CURVE_SERVERKEY, own.hub.encode())
         monitor = socket.get_monitor_socket(
@@ -303,7 +317,7 @@ class Bus:
 
     def _address(self, row: Topic) -> str:
         host = self._bind if row.binds == self._service else host_of(self._host, row.binds)
-        host = f"[{host}]" if ":" in host else host.replace("localhost", "127.0.0.1")
+        host = f"[{host}]" if ":" in host else "127.0.0.1" if host == "localhost" else host
         return f"tcp://{host}:{self._base_port + row.port}"
 
     def _place(self, socket: zmq.Socket[bytes], row: Topic) -> None:
@@ -329,7 +343,7 @@ class Bus:
 
     def _refused(self, monitor: zmq.Socket[bytes]) -> None:
         """A handshake failed: tell it; where we had called, call again after a while."""
-        told = parse_monitor_message(monitor.recv_multipart(flags=zmq.DONTWAIT))
+        told = parse_monitor_message(monitor.recv_multipart(flags=DONTWAIT))
         socket = self._monitors[monitor]
         row = self._topic_of[socket]
         if row.binds == self._service:
@@ -367,10 +381,10 @@ class Bus:
         if row.name in self._receivers:
             self._receivers[row.name] = self._receiver(row)
             return
-        for key in self._keys_of[row.name]:
-            yield Unsubscribed(row.name, key)
-        self._keys_of[row.name].clear()
+        gone, self._keys_of[row.name] = self._keys_of[row.name], set()
         self._senders[row.name] = self._sender(row)
+        for key in gone:  # whoever hears of it may send at once
+            yield Unsubscribed(row.name, key)
 
     def _drop(self, socket: zmq.Socket[bytes]) -> None:
         for monitor in [monitor for monitor, told_of in self._monitors.items() if told_of is socket]:
@@ -408,6 +422,12 @@ def open_bus(service: ServiceName, settings: Settings) -> Bus:
 def host_of(host: str, service: ServiceName) -> str:
     """Give the host of one service: `{service}` in the setting stands for its name, with hyphens."""
     return host.replace("{service}", service.replace("_", "-"))
+
+
+def _user(frame: zmq.Frame) -> str:
+    """Whose key a message came under; empty for the hub's own."""
+    name = str(frame.get("User-Id"))
+    return "" if name == HUB else name
 
 
 def _wire(name: str, key: str) -> bytes:

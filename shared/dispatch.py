@@ -55,6 +55,8 @@ class WorkerPool:
     RETRY_S: Final = 0.05
     """shortest suspension; it doubles with each miss in a row"""
     RETRY_MOST_S: Final = 2.0
+    MOST_MISSES: Final = 10
+    MOST_WORKERS: Final = 256
     FORGET_S: Final = 5.0
     """a worker that was given nothing for so long is thought twice as fast as it said: it may have got better"""
     TOLD_EVERY_S: Final = 5.0
@@ -74,7 +76,7 @@ class WorkerPool:
 
     def join(self, worker: str, now_s: float) -> None:
         """Its subscription is there."""
-        if worker not in self._workers:
+        if worker not in self._workers and len(self._workers) < self.MOST_WORKERS:
             self._workers[worker] = _Worker(joined_s=now_s, given_s=now_s)
             self.counters["joined"] += 1
 
@@ -98,7 +100,8 @@ class WorkerPool:
             return  # its subscription is not here yet; it says so again within a fraction of a second
         worker.credit = credit
         worker.heard_s = now_s
-        for seq in [seq for seq in worker.deadlines if seq <= credit.done]:
+        done = credit.done if credit.done < worker.next_seq else -1  # else it tells of a time before it joined
+        for seq in [seq for seq in worker.deadlines if seq <= done]:
             if worker.deadlines.pop(seq) > now_s:
                 worker.misses = 0
         if not worker.suspended or now_s < worker.retry_s:
@@ -119,7 +122,7 @@ class WorkerPool:
             if late or now_s - worker.heard_s > self.SILENCE_S:
                 worker.suspended = True
                 worker.retry_s = now_s + min(self.RETRY_MOST_S, self.RETRY_S * 2**worker.misses)
-                worker.misses += 1
+                worker.misses = min(worker.misses + 1, self.MOST_MISSES)
                 self.counters["suspended"] += 1
                 self.counters["missed"] += late
 
@@ -191,6 +194,15 @@ class WorkerPool:
         for name, worker in self._workers.items():
             if worker.credit is not None and (worker.credit.engine, worker.credit.model) == runs:
                 yield name, worker
+
+    def able(self) -> int:
+        """How many workers run what the pool runs, and have credit or hold work."""
+        return sum(not worker.suspended for _, worker in self._fitting())
+
+    def held(self, worker: str) -> frozenset[int]:
+        """Running numbers of the windows that a worker holds."""
+        known = self._workers.get(worker)
+        return frozenset(known.deadlines) if known is not None else frozenset()
 
     def holds(self, face: str) -> bool:
         """Whether a worker that can work holds a face prepared."""

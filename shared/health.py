@@ -44,13 +44,18 @@ class Flow:
     """counters (or gauges that count) of which one has to have moved; `x_*` means all that begin with `x_`"""
 
 
+def _worked(told: Told) -> bool:
+    """Whether there was a worker that can be given work."""
+    return bool(told["gauges"].get("workers_able", 0))
+
+
 FLOWS: Final[dict[str, Flow]] = {
     "audio_capture": Flow(
         lambda old, new: all(told["info"].get("source_state") == "running" for told in (old, new)),
         ("chunks", "gap_*"),
     ),
     "mel_features": Flow(
-        lambda old, new: _moved(old, new, "received.audio") and old["gauges"].get("workers", 0) > 0,
+        lambda old, new: _moved(old, new, "received.audio") and _worked(old) and _worked(new),
         ("windows", "silent_frames", "sound_ignored", "dropped_*"),
     ),
     "face_prep": Flow(lambda old, new: _moved(old, new, "received.ingest"), ("sent.face", "send_blocked.face")),

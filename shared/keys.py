@@ -18,13 +18,28 @@ import msgspec
 import zmq
 from zmq.utils import z85
 
+from shared.messages import Beat, Credit, Message, Patch
 from shared.settings import Settings
-from shared.topics import TOPICS, ServiceName
+from shared.topics import BY_NAME, TOPICS, ServiceName
 
-__all__ = ["AllowList", "Door", "KeyFile", "KeyFileError", "Keys", "load_keys", "new_pair", "read_key"]
+__all__ = [
+    "HUB",
+    "AllowList",
+    "Door",
+    "KeyFile",
+    "KeyFileError",
+    "KeyName",
+    "Keys",
+    "load_keys",
+    "may_say",
+    "new_pair",
+    "read_key",
+]
 
 Z85 = Annotated[str, msgspec.Meta(min_length=40, max_length=40, pattern=r"^[!-~]+$")]
-KeyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+KeyName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+HUB: Final = "hub"
+"""name of the hub's own key on its list"""
 MOST_BYTES: Final = 1_000_000
 LOOK_EVERY_S: Final = 0.5
 """how often the allow-list is looked at"""
@@ -91,17 +106,17 @@ class AllowList:
             whether it was read.
 
         Raises:
-            KeyFileError: it cannot be read; the list stays as it was, and the next change is tried again.
+            KeyFileError: it cannot be read; the list stays as it was, and the next look tries again.
         """
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return False
-        self._stamp = stamp
         self._names = self._read()
+        self._stamp = stamp
         return True
 
     def _read(self) -> dict[str, str]:
-        names = {self._hub.public: self._hub.name}
+        names = {self._hub.public: HUB}
         for number, line in enumerate(_text(self._path).splitlines(), 1):
             words = line.split()
             if not words or words[0] == "#":
@@ -110,7 +125,9 @@ class AllowList:
                 public, name = msgspec.convert(words, tuple[Z85, KeyName])
             except msgspec.ValidationError as error:
                 raise KeyFileError(f"line {number} of {self._path.name} is not `<public key> <name>`") from error
-            names[public] = name
+            if name == HUB:
+                raise KeyFileError(f"line {number} of {self._path.name}: the name {HUB} is the hub's own")
+            names.setdefault(public, name)
         return names
 
 
@@ -142,9 +159,14 @@ class Door:
         Returns:
             why it was no, for the log; empty when it was yes.
         """
-        version, request, _domain, address, _identity, _mechanism, *told = self.socket.recv_multipart()
+        version, request, domain, address, _identity, _mechanism, *told = self.socket.recv_multipart()
         public = z85.encode(told[0]).decode() if told and len(told[0]) == 32 else ""
         name = self._allowed.name(public)
+        row = BY_NAME.get(domain.decode(errors="replace"))
+        concerned = row is not None and "inference" in row.senders + row.receivers
+        if name and name != HUB and not concerned:
+            self.socket.send_multipart([version, request, b"400", b"this topic is the hub's own", b"", b""])
+            return f"{name} at {address.decode(errors='replace')} was refused: {domain.decode()} is no worker's topic"
         if name:
             self._admitted.add(public)
             self.socket.send_multipart([version, request, b"200", b"OK", name.encode(), b""])
@@ -204,6 +226,22 @@ def new_pair() -> tuple[str, str]:
     return public.decode(), secret.decode()
 
 
+def may_say(name: str, message: Message) -> bool:
+    """Whether a message may come under the key of a worker: as inference, and under its own name.
+
+    Args:
+        name: of the key.
+        message: what came.
+    """
+    match message:
+        case Beat():
+            return message.service == "inference"
+        case Credit() | Patch():
+            return message.worker.startswith(f"{name}.")
+        case _:
+            return False
+
+
 def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -218,4 +256,4 @@ def _stamp(path: Path) -> tuple[int, int, int]:
         told = path.stat()
     except OSError:
         return (0, 0, 0)
-    return (told.st_mtime_ns, told.st_size, told.st_ino)
+    return (told.st_ctime_ns, told.st_size, told.st_ino)

@@ -169,7 +169,7 @@ class Credit(Message, frozen=True):
     model: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """SHA-256 over the files of its model; work goes to workers with the hub's model only"""
     window_ms: Annotated[float, msgspec.Meta(ge=0.0, le=60_000.0)] = 0.0
-    """what one window takes it, mean of the last ones; 0 before the first"""
+    """what one window takes it, median of the last ones; 0 before the first"""
 
 
 class Refusal(Message, frozen=True):

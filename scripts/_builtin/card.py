@@ -28,6 +28,8 @@ class Figures:
     """clips whose sound does not belong to the picture"""
     spoken: Sequence[Lesson]
     plan: Plan
+    pressing: Plan
+    """of the network that tells of pressing"""
     networks: int
 
 
@@ -58,12 +60,14 @@ def _told(figures: Figures) -> str:
         _row("the others", others),
         _row("the others' better-synced half", _better(others)),
     ]
-    plan = figures.plan
+    plan, pressing = figures.plan, figures.pressing
+    many = f"{figures.networks} networks of the same form, their mean" if figures.networks > 1 else "one network"
     left_out = ", ".join(f"`{name}`" for name in figures.left_out) or "none"
     return f"""\
-{figures.networks} networks of the same form, their mean; {plan.steps} steps of {plan.batch} sequences of people and
-{plan.spoken} of synthesised speech each, seeds fixed. Learned from {len(figures.lessons)} clips of {people} people
-({frames} frames), and {len(figures.spoken)} sentences of espeak-ng and flite ({said} frames).
+Opening and width: {many}; {plan.steps} steps of {plan.batch} sequences of people and
+{plan.spoken} of synthesised speech. Pressing: one more of that form, which has heard nobody; {pressing.steps} steps of
+{pressing.spoken} sequences of synthesised speech. Seeds fixed. Learned from {len(figures.lessons)} clips of {people}
+people ({frames} frames), and {len(figures.spoken)} sentences of espeak-ng and flite ({said} frames).
 
 Pearson r with the speaker's own lips, medians over clips, of people who were not learned from (five folds by person,
 one network each), each clip's offset corrected within 3 frames:

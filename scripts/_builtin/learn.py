@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scripts._builtin.lessons import FRAMES, Batch, Lesson, columns, draw, padded
-from scripts._builtin.network import Hearing
+from scripts._builtin.network import Hearing, shares
 from services.inference.builtin.drive import on_level
 
 __all__ = [
@@ -34,13 +34,15 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Say = Callable[[str], None]
 
-WEIGHTS: Final = (1.0, 0.8, 0.3, 1.0)
-"""how much a mistake of each output counts"""
+WEIGHTS: Final = (1.0, 0.8, 0.3)
+"""how much a mistake of opening, width and raising counts"""
 CORRELATION: Final = (0.5, 0.35)
 """how much opening and width of a sequence that do not go with the speaker's count"""
 SHUT_BELOW: Final = 0.12
 SHUT_WEIGHT: Final = 2.0
 """A mouth that should be shut and is not counts this much more."""
+PRESS_WEIGHT: Final = 2.0
+"""and one whose lips should be pressed and are not"""
 WIDEST_OFFSET: Final = 3
 """video frames by which the picture of a clip may be early or late when it is scored"""
 WIDEST_LEARNED: Final = 5
@@ -61,8 +63,10 @@ class Plan:
 
     steps: int
     batch: int = 20
-    spoken: int = 12
+    spoken: int = 10
     """sequences of synthesised speech in a batch, beside those of people"""
+    pressing: float = 0.2
+    """how much a mistake of pressing counts"""
     channels: int = 128
     dropout: float = 0.25
     seed: int = 1
@@ -87,8 +91,8 @@ def learn(people: Sequence[Lesson], spoken: Sequence[Lesson], plan: Plan, say: S
     """Train a network.
 
     Args:
-        people: real speakers.
-        spoken: synthesised speech; may be empty.
+        people: real speakers; may be empty if the plan draws none of them.
+        spoken: synthesised speech; the same.
         plan: how long.
         say: is told what goes on.
 
@@ -109,13 +113,11 @@ def learn(people: Sequence[Lesson], spoken: Sequence[Lesson], plan: Plan, say: S
     at = torch.from_numpy(columns(FRAMES))
     lost, began_s = 0.0, time.monotonic()
     for step in range(plan.steps):
-        batch = draw(people, plan.batch, rng)
-        if spoken and plan.spoken:
-            more = draw(spoken, plan.spoken, rng)
-            batch = Batch(*(torch.cat(pair) for pair in zip(_parts(batch), _parts(more), strict=True)))
+        drawn = [draw(lessons, count, rng) for lessons, count in ((people, plan.batch), (spoken, plan.spoken)) if count]
+        batch = Batch(*(torch.cat(parts) for parts in zip(*map(_parts, drawn), strict=True)))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             heard = network(batch.mel)
-        loss = _loss(heard.float()[:, :, at].transpose(1, 2), batch)
+        loss = _loss(heard.float()[:, :, at].transpose(1, 2), batch, plan.pressing)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -143,14 +145,22 @@ def _parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return batch.mel, batch.motion, batch.known
 
 
-def _loss(found: Tensor, batch: Batch) -> Tensor:
+def _loss(found: Tensor, batch: Batch, pressing: float) -> Tensor:
     wanted = batch.motion
     opening = wanted[..., 0] + wanted[..., 2]
     heavy = torch.ones_like(wanted)
     heavy[..., 0] += SHUT_WEIGHT * (opening < SHUT_BELOW)
     heavy[..., 2] += SHUT_WEIGHT * (opening < SHUT_BELOW)
-    error = torch.nn.functional.smooth_l1_loss(found, wanted, reduction="none", beta=0.3) * heavy * batch.known
-    loss = (error.mean(dim=(0, 1)) * torch.tensor(WEIGHTS)).sum()
+    heavy[..., 3] += PRESS_WEIGHT * wanted[..., 3]
+    error = torch.cat(
+        (
+            torch.nn.functional.smooth_l1_loss(found[..., :3], wanted[..., :3], reduction="none", beta=0.3),
+            torch.nn.functional.binary_cross_entropy_with_logits(found[..., 3:], wanted[..., 3:], reduction="none"),
+        ),
+        dim=2,
+    )
+    error = error * heavy * batch.known
+    loss = (error.mean(dim=(0, 1)) * torch.tensor((*WEIGHTS, pressing))).sum()
     for weight, ours, theirs in (
         (CORRELATION[0], found[..., 0] + found[..., 2], opening),
         (CORRELATION[1], found[..., 1], wanted[..., 1]),
@@ -169,11 +179,20 @@ def _likeness(ours: Tensor, theirs: Tensor, seen: Tensor) -> Tensor:
     return torch.where(spread > 0.05, r, torch.ones_like(r))
 
 
-def hear(networks: Sequence[Hearing], mel: Floats, frames: int) -> Floats:
-    """Motion of each video frame of a recording, (frames, 4), in the measure of `Lesson.motion`."""
+def hear(networks: Sequence[Hearing], mel: Floats, frames: int, pressing: Hearing | None = None) -> Floats:
+    """Motion of each video frame of a recording, (frames, 4), in the measure of `Lesson.motion`.
+
+    Args:
+        networks: whose mean is wanted.
+        mel: of the recording, (80, n).
+        frames: how many.
+        pressing: the network that tells of pressing, if it is not they.
+    """
     given = torch.from_numpy(padded(on_level(mel)))[None]
     with torch.no_grad():
-        found = torch.stack([network(given)[0] for network in networks]).mean(dim=0).numpy()
+        found = torch.stack([shares(network(given))[0] for network in networks]).mean(dim=0).numpy()
+        if pressing is not None:
+            found[3] = shares(pressing(given))[0, 3].numpy()
     return np.ascontiguousarray(found[:, np.minimum(columns(frames), found.shape[1] - 1)].T)
 
 

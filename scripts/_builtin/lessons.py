@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,10 +15,10 @@ from torch import Tensor
 from scripts._builtin.network import AHEAD, BACK, LENGTH
 from scripts._builtin.tracks import LOWER_INNER, NOSE_TIP, RATE_FPS, UPPER_INNER, Track, laid
 from services.inference.builtin.basis import MotionBasis
-from services.inference.builtin.drive import DB_A_UNIT, on_level
-from services.mel_features.mel import MEL_BANDS, MEL_FLOOR, MEL_RATE_HZ
+from services.inference.builtin.drive import DB_A_UNIT, MOST_LOUDER_DB, on_level
+from services.mel_features.mel import MEL_BANDS, MEL_FLOOR, MEL_RATE_HZ, SAMPLE_RATE_HZ, whole_file
 
-__all__ = ["FRAMES", "Batch", "Lesson", "columns", "draw", "lesson_of", "padded"]
+__all__ = ["FRAMES", "Batch", "Lesson", "columns", "draw", "lesson_of", "padded", "silenced"]
 
 Floats = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
@@ -41,9 +42,18 @@ NOISE_DB: Final = (3.0, 35.0)
 SMEAR_SHARE: Final = 0.25
 MASK_SHARE: Final = 0.3
 PACE: Final = 0.12
-SILENT_SHARE: Final = 0.12
+SILENT_SHARE: Final = 0.16
+"""of the sequences have no voice in them, or none from somewhere on"""
 ONSET_SHARE: Final = 0.5
-"""of the sequences without a voice: it is heard from somewhere in the middle on"""
+"""of these: the noise begins after digital silence; of the others as many: after speech"""
+ROOM_DB: Final = (-95.0, -38.0)
+"""level of the noise of an empty room, dBFS"""
+ROOM_REFERENCE_DB: Final = -20.0
+"""at which they are made, so that no mel band is cut off at either end"""
+SETTLING: Final = 24
+"""mel frames after speech within which nothing is said of the mouth"""
+ROOMS: Final = 24
+ROOM_S: Final = 8.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,9 @@ def draw(lessons: Sequence[Lesson], count: int, rng: Rng) -> Batch:
     motion, known = np.stack([part[1] for part in parts]), np.stack([part[2] for part in parts])
     for index in range(count):
         if rng.random() < SILENT_SHARE:
-            mel[index], motion[index], known[index] = _quiet(mel.shape[2], rng), 0.0, 1.0
+            mel[index], spoken, silent = silenced(mel[index], rng)
+            known[index, spoken:silent] = 0.0
+            motion[index, silent:], known[index, silent:] = 0.0, 1.0
     return Batch(torch.from_numpy(mel), torch.from_numpy(motion), torch.from_numpy(known))
 
 
@@ -202,14 +214,57 @@ def _smeared(db: npt.NDArray[np.floating], keep: float) -> Floats:
     return np.asarray(10 * np.log10(made + 1e-12), np.float32)
 
 
-def _quiet(length: int, rng: Rng) -> Floats:
-    """The noise of an empty room."""
-    level = rng.uniform(-95, -40)
-    tilt = rng.uniform(-25, 5) * np.linspace(0, 1, MEL_BANDS)
-    db = level + tilt[:, None] + rng.normal(0, 2.5, (MEL_BANDS, length))
+def silenced(mel: Floats, rng: Rng) -> tuple[Floats, int, int]:
+    """Let the noise of an empty room be heard: alone, from somewhere on, or after the speech that was there.
+
+    Args:
+        mel: of a sequence, as it is heard, (80, t).
+        rng: draws the room.
+
+    Returns:
+        mel frames; how many video frames hear nothing but the speech; the first in which nobody speaks.
+    """
+    room = _rooms()[int(rng.integers(ROOMS))]
+    length = mel.shape[1]
+    start = int(rng.integers(room.shape[1]))
+    noise = np.take(room, np.arange(start, start + length), axis=1, mode="wrap") + np.float32(rng.uniform(*ROOM_DB))
+    first = int(rng.integers(BACK, length))
     if rng.random() < ONSET_SHARE:
-        db[:, : int(rng.integers(0, length))] = -200.0
-    return _heard_at(db, rng)
+        if rng.random() < ONSET_SHARE:
+            noise[:, :first] = -200.0
+        return _heard_at(noise, rng), 0, 0
+    made = mel.copy()
+    # The engine lays each window on one level: at first that of the speech, at last that of the noise.
+    louder = rng.uniform(0, MOST_LOUDER_DB)
+    made[:, first:] = np.clip((noise[:, first:] + louder) / DB_A_UNIT + 4, MEL_FLOOR, 4)
+    spoken, silent = (
+        np.clip((first + more) * RATE_FPS // MEL_RATE_HZ, 0, FRAMES) for more in (-LENGTH, SETTLING - BACK)
+    )
+    return made, int(spoken), int(silent)
+
+
+@functools.cache
+def _rooms() -> tuple[Floats, ...]:
+    """Noises of empty rooms at 0 dBFS, as mel frames, dB, (80, n): fans, traffic, mains, machines far and near."""
+    rng = np.random.default_rng(ROOMS)
+    count = int(ROOM_S * SAMPLE_RATE_HZ)
+    at_s = np.arange(count) / SAMPLE_RATE_HZ
+    pitch = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE_HZ), 30.0)
+    made = []
+    for _ in range(ROOMS):
+        slope = rng.uniform(-0.3, 2.2)
+        shape = pitch ** (-slope / 2)
+        for _ in range(int(rng.integers(0, 3))):
+            shape = shape * (1 + rng.uniform(0, 6) * np.exp(-((np.log2(pitch / rng.uniform(100, 5000)) / 0.3) ** 2)))
+        noise = np.fft.irfft(np.fft.rfft(rng.normal(0, 1, count)) * shape, count)
+        noise /= noise.std()
+        hum = sum(rng.uniform(0, 1) / k * np.sin(2 * np.pi * 50 * k * at_s + rng.uniform(0, 6)) for k in range(1, 7))
+        noise += (rng.random() < ONSET_SHARE) * rng.uniform(0.2, 2.0) * hum
+        breath = np.interp(at_s, np.arange(0, ROOM_S + 0.5, 0.5), rng.uniform(-3, 3, int(2 * ROOM_S) + 1))
+        noise *= 10 ** (rng.uniform(0, 1) * breath / 20)
+        quiet = noise / noise.std() * 10 ** (ROOM_REFERENCE_DB / 20)
+        made.append((whole_file(quiet.astype(np.float32)) - 4) * np.float32(DB_A_UNIT) - np.float32(ROOM_REFERENCE_DB))
+    return tuple(np.asarray(each, np.float32) for each in made)
 
 
 def _heard_at(db: npt.NDArray[np.floating], rng: Rng) -> Floats:

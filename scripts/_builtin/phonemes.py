@@ -264,16 +264,16 @@ earlier (median of the rise of energy over six languages: 0.014 to 0.034)"""
 LEAST_PAUSE_S: Final = 0.03
 
 # Coarticulation.
-REACH_BEFORE_S: Final = (0.045, 0.070, 0.045, 0.030)
-REACH_AFTER_S: Final = (0.040, 0.050, 0.040, 0.030)
+REACH_BEFORE_S: Final = (0.032, 0.070, 0.032, 0.030)
+REACH_AFTER_S: Final = (0.032, 0.050, 0.032, 0.030)
 """time in which a dominance falls to 1/e before and after its phone's core, for each axis; rounding begins early"""
 CORE: Final = 0.25
 """share of a phone around its middle in which its dominance is whole"""
 REST_MARGIN_S: Final = 0.08
 """a pause lets the neighbours have its ends"""
-CLOSED_S: Final = 0.024
+CLOSED_S: Final = 0.021
 """the lips of a closure meet at least so long before and after its middle: one frame of 40 ms must see it"""
-PARTING_S: Final = 0.050
+PARTING_S: Final = 0.032
 """from lips that meet to a free mouth"""
 STOP_CLOSURE: Final = 0.62
 """share of a stop that is its closure; the rest is release"""

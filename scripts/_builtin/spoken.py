@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from scripts._builtin.babble import babble
 from scripts._builtin.lessons import Lesson
 from scripts._builtin.phonemes import (
     ESPEAK_VARIANTS,
@@ -29,6 +30,8 @@ PURSED: Final = 1.7
 """A fully pursed mouth is so much further from rest than a fully spread one."""
 LEAD_S: Final = 0.4
 """silence before and after a sentence"""
+BABBLES: Final = 16
+"""texts of random syllables in each language of espeak-ng, and by each voice of flite"""
 ENGLISH_TIMES: Final = 3
 """voices that say each English sentence, for one that says each of another language's"""
 
@@ -44,14 +47,32 @@ def spoken_lessons(seed: int = 1) -> list[Lesson]:
 
 
 def _cast(rng: np.random.Generator) -> Iterator[tuple[str, Voice]]:
+    yield from _readers(rng)
+    for language, voice in VOICE_OF.items():
+        for _ in range(BABBLES):
+            yield babble(language, rng), _espeak(voice, rng)
+    for _ in range(BABBLES):
+        for name in FLITE_VOICES:
+            yield babble("nonsense", rng), _flite(name, rng)
+
+
+def _readers(rng: np.random.Generator) -> Iterator[tuple[str, Voice]]:
     for language, texts in TRAINING.items():
         for text in texts:
             for _ in range(ENGLISH_TIMES if language == "en" else 1):
-                rate, pitch = float(np.exp(rng.uniform(-0.3, 0.25))), float(np.exp(rng.uniform(-0.35, 0.35)))
-                yield text, Voice("espeak-ng", VOICE_OF[language] + str(rng.choice(ESPEAK_VARIANTS)), rate, pitch)
+                yield text, _espeak(VOICE_OF[language], rng)
             if language == "en":
                 for name in FLITE_VOICES:
-                    yield text, Voice("flite", name, float(np.exp(rng.uniform(-0.2, 0.2))), 1.0)
+                    yield text, _flite(name, rng)
+
+
+def _espeak(voice: str, rng: np.random.Generator) -> Voice:
+    rate, pitch = float(np.exp(rng.uniform(-0.3, 0.25))), float(np.exp(rng.uniform(-0.35, 0.35)))
+    return Voice("espeak-ng", voice + str(rng.choice(ESPEAK_VARIANTS)), rate, pitch)
+
+
+def _flite(name: str, rng: np.random.Generator) -> Voice:
+    return Voice("flite", name, float(np.exp(rng.uniform(-0.2, 0.2))), 1.0)
 
 
 def _lesson(text: str, voice: Voice, rng: np.random.Generator) -> Lesson:

@@ -39,12 +39,14 @@ class Inference:
         self._engine = engine
         self._bus = bus
         self._tally = tally
-        self._worker = secrets.token_hex(6)
+        self._worker = bus.prefix + secrets.token_hex(6)
         self._queue: deque[tuple[Work, float]] = deque()
         self._states: OrderedDict[str, Any] = OrderedDict()
         self._wanted: OrderedDict[str, None] = OrderedDict()
         self._sessions: OrderedDict[str, SessionState] = OrderedDict()
         self._done = -1
+        self._wanted_here = False
+        """work came: the hub did not refuse us"""
         self._credit_due_s = 0.0
         self._paces: deque[float] = deque(maxlen=PACES)
         self._pace_s = 0.0
@@ -63,6 +65,10 @@ class Inference:
         match event.message:
             case Work() as work:
                 self._queue.append((work, time.monotonic()))
+                if not self._wanted_here:  # who gives work takes our pictures
+                    self._wanted_here = True
+                    for face in self._states:
+                        self._tell_rest(face)
             case SessionState() as state:
                 self._sessions[state.session] = state
                 self._sessions.move_to_end(state.session)
@@ -84,14 +90,14 @@ class Inference:
         if now_s >= self._credit_due_s:
             self._credit_due_s = now_s + CREDIT_S
             self._tell_credit()
-        return self._credit_due_s
+        return now_s if self._queue else self._credit_due_s
 
     def _render(self, now_s: float) -> None:
         batch: list[Work] = []
         most = max(1, min(BATCH, int(BATCH_S / self._pace_s))) if self._pace_s else 1
         while self._queue and len(batch) < most:
             work, came_s = self._queue.popleft()
-            self._done = max(self._done, work.seq)
+            self._done = work.seq
             told = self._sessions.get(work.session)
             if told is not None and work.epoch < told.epoch:
                 self._tally.count("dropped_epoch")
@@ -190,7 +196,8 @@ class Inference:
         except ValueError as error:
             self._tally.drop("face_unfit", f"this engine cannot move the face: {error}")
             return
-        self._tell_rest(face.face)
+        if self._wanted_here:
+            self._tell_rest(face.face)
         self._tally.count("faces_prepared")
         self.info["faces"] = " ".join(self._states)
         self._tally.count("prepare_seconds", time.perf_counter() - began_s)

@@ -79,9 +79,9 @@ class MelFeatures:
                 self._hand_out()
             case Delivery(message=Credit() as credit):
                 self._pool.credit(credit, self._now_s)
-                held = self._given.get(credit.worker, {})
-                for seq in [seq for seq in held if seq <= credit.done]:
-                    del held[seq]
+                given, held = self._given.get(credit.worker, {}), self._pool.held(credit.worker)
+                for seq in [seq for seq in given if seq not in held]:
+                    del given[seq]
                 self._hand_out()
             case Delivery(message=SessionState() as state):
                 self._follow(state)
@@ -109,21 +109,26 @@ class MelFeatures:
         """A worker is gone: what it held goes to another one, as long as there is time."""
         lost = self._pool.leave(worker)
         held = self._given.pop(worker, {})
-        again = [held[seq] for seq in lost if seq in held and held[seq].deadline_s > self._now_s]
+        again = [held[seq] for seq in lost if seq in held and self._is_wanted(held[seq])]
         for window in reversed(again):
             self._waiting.put_back(replace(window, until_s=window.deadline_s))
         self._tally.count("given_again", len(again))
+
+    def _is_wanted(self, window: Window) -> bool:
+        session = self._sessions.get(window.session)
+        return session is not None and window.epoch >= session.state.epoch and window.deadline_s > self._now_s
 
     def _count(self, now_s: float) -> None:
         """Say what share of the frames finds no worker in time."""
         if now_s - self._counted_s < SHORT_S:
             return
         self._counted_s = now_s
-        self._short = self._missed / self._wanted if self._wanted and len(self._pool) else 0.0
-        wanted_hz, made_hz = self._wanted / SHORT_S, (self._wanted - self._missed) / SHORT_S
+        missed = min(self._missed, self._wanted)  # some were wanted before
+        self._short = missed / self._wanted if missed and self._pool.able() else 0.0
+        wanted_hz, made_hz = self._wanted / SHORT_S, (self._wanted - missed) / SHORT_S
         self.info["short"] = ""
         if self._short > 0.0:
-            more = len(self._pool) * self._missed / max(1, self._wanted - self._missed)
+            more = self._pool.able() * missed / max(1, self._wanted - missed)
             self.info["short"] = (
                 f"workers make {made_hz:.0f} of {wanted_hz:.0f} frames a second; {more:.1f} more like these are needed"
             )
@@ -235,6 +240,7 @@ class MelFeatures:
         pool = {f"pool_{name}": float(number) for name, number in self._pool.counters.items()}
         return {
             "workers": float(len(self._pool)),
+            "workers_able": float(self._pool.able()),
             "credit": float(self._pool.free()),
             "queue": float(len(self._waiting)),
             "in_work": float(self._pool.waiting_for()),

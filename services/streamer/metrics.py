@@ -90,7 +90,7 @@ FAMILIES: Final = {
             (*PROCESS, "reason"),
         ),
         Family("mouthpiece_render_seconds_total", "counter", "time in the engine"),
-        Family("mouthpiece_render_mean_seconds", "gauge", "what one window takes a worker, mean of the last ones"),
+        Family("mouthpiece_render_mean_seconds", "gauge", "what one window takes a worker, median of the last ones"),
         Family("mouthpiece_prepare_seconds_total", "counter", "time in which the engine prepared faces"),
         Family(
             "mouthpiece_frame_age_seconds",

@@ -154,7 +154,7 @@ class Streamer:
             self._tally.count("patch_epoch")
         elif patch.face != state.face:
             self._tally.count("patch_face")
-        else:
+        elif patch.frame or not patch.rest:  # the rest that a worker tells when it comes belongs to no moment
             self._push(patch, time.monotonic())
 
     def _push(self, patch: Patch, now_s: float) -> None:

@@ -97,6 +97,7 @@ def test_a_worker_with_another_model_is_told_both_fingerprints(hub: Fleet, keys:
     )
     assert told.group(1) != told.group(2)
     until(lambda: told.group(0) in hub.hub["mel_features"].text(), BACK_S, "the hub tells it too")
+    assert hub.metric("mouthpiece_messages_received_total", service="streamer", topic="patch") == 0.0
 
 
 def test_the_command_of_the_docs_starts_a_worker(hub: Fleet, keys: Path, attic: Box, tmp_path: Path):

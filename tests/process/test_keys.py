@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from services.mel_features.service import MelFeatures
+from services.mel_features.track import Due
+from services.mel_features.waiting import Window
 from shared.bus import Bus, Delivery, Event, Subscribed, Unsubscribed
 from shared.keys import AllowList, Keys, new_pair, read_key
-from shared.messages import Work
+from shared.messages import Credit, SessionState, Work
+from shared.service import Tally
 from shared.topics import topic
 from tests.budgets import KEY_BACK_S, KEY_GONE_S, KEY_REFUSED_S, KEY_WINDOWS
 from tests.examples import EXAMPLES
@@ -167,6 +172,100 @@ def test_who_has_no_key_of_ours_learns_nothing(hub: Side, keys: Path, kind: str)
         finally:
             stranger.bus.close()
             friend.bus.close()
+
+
+def test_a_workers_key_opens_the_topics_of_workers_alone(keys: Path):
+    own = read_key(keys / "hub.key")
+    base = free_ports(9)
+    hears = Bus("audio_capture", "127.0.0.1", base, keys=Keys(own, AllowList(keys / "allowed", own)))
+    hears.publishes("audio")
+    attic = Keys(read_key(keys / "workers" / "attic.key"))
+    spies = Bus("mel_features", "127.0.0.1", base, keys=attic)
+    spies.receives("audio")
+    friend = Bus("streamer", "127.0.0.1", base, keys=Keys(own))
+    friend._service = "mel_features"  # it calls instead of binding
+    friend.receives("audio")
+    hub, spy, ear = Side(hears), Side(spies), Side(friend)
+    try:
+
+        def heard() -> bool:
+            hears.send("audio", EXAMPLES["audio"])
+            return len(ear.told) >= KEY_WINDOWS and "no worker's topic" in hears.last_refusal
+
+        turn([hub, spy, ear], heard, KEY_REFUSED_S, "the hub's own service hears, the worker is refused")
+        assert not spy.told
+    finally:
+        for bus in (hears, spies, friend):
+            bus.close()
+
+
+def test_a_worker_speaks_for_itself_alone(hub: Side, keys: Path):
+    attic = worker(hub.bus._base_port, "attic", Keys(read_key(keys / "workers" / "attic.key")))
+    credit = EXAMPLES["credit"]
+    assert isinstance(credit, Credit)
+    try:
+
+        def told() -> bool:
+            for name in ("cellar.1", f"{attic.bus.prefix}1"):
+                attic.bus.send("credit", msgspec.structs.replace(credit, worker=name))
+            return len(workers()) >= KEY_WINDOWS
+
+        def workers() -> list[str]:
+            came = [event.message for event in hub.told if isinstance(event, Delivery)]
+            return [message.worker for message in came if isinstance(message, Credit)]
+
+        turn([hub, attic], told, KEY_BACK_S, "its own account comes")
+        assert set(workers()) == {"attic.1"}
+        assert "attic speaks for another one" in hub.bus.last_refusal
+    finally:
+        attic.bus.close()
+
+
+def test_windows_that_were_held_when_a_key_goes_find_another_worker(keys: Path):
+    own = read_key(keys / "hub.key")
+    base = free_ports(9)
+    bus = Bus("mel_features", "127.0.0.1", base, keys=Keys(own, AllowList(keys / "allowed", own)))
+    mel = MelFeatures(bus, Tally(logging.getLogger("test")))
+    names = ("attic", "cellar")
+    sides = {name: worker(base, f"{name}.1", Keys(read_key(keys / "workers" / f"{name}.key"))) for name in names}
+    credit = EXAMPLES["credit"]
+    assert isinstance(credit, Credit)
+    told: list[Event] = []
+
+    def go_on() -> None:
+        for event in bus.receive(0.01):
+            told.append(event)
+            mel.handle(event)
+        for side in sides.values():
+            side.turn()
+
+    def until(condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + KEY_BACK_S
+        while not condition():
+            assert time.monotonic() < deadline, what
+            go_on()
+
+    def accounts() -> bool:
+        for name, side in sides.items():
+            side.bus.send("credit", msgspec.structs.replace(credit, worker=f"{name}.1", faces=("f0",)))
+        return mel._pool.free() == 4
+
+    try:
+        until(accounts, "both workers are known")
+        window = Window("s", 1, "f0", Due(1, SECRET.mel, 1.0, 0), time.monotonic() + 60.0, time.monotonic() + 60.0)
+        mel.handle(Delivery("session", "", SessionState(session="s", epoch=1, running=True, source="demo", face="f0")))
+        for frame in range(2):
+            mel._waiting.put(replace(window, due=replace(window.due, frame=frame)))
+        mel._hand_out()
+        assert len(mel._waiting) == 0
+        lines = (keys / "allowed").read_text().splitlines()
+        (keys / "allowed").write_text("\n".join(line for line in lines if " attic" not in line))
+        until(lambda: Unsubscribed("work", "attic.1") in told, "its connection ends")
+        until(lambda: accounts() or sides["cellar"].works() >= 2, "the other one gets all of it")
+    finally:
+        for side in sides.values():
+            side.bus.close()
+        bus.close()
 
 
 def test_an_open_port_without_keys_does_not_start(tmp_path: Path):

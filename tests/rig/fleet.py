@@ -45,7 +45,8 @@ class Fleet(Stack):
         nothing = {} if model else {"MOUTHPIECE_MODELS_DIR": str(folder / "models")}
         super().__init__(folder, {**(settings or {})})
         (folder / "models").mkdir(parents=True, exist_ok=True)
-        self.own = {name: value for name, value in self.environment.items() if name.startswith("MOUTHPIECE_")}
+        ours = {name: value for name, value in self.environment.items() if name.startswith("MOUTHPIECE_")}
+        self.own = ours | dict(settings or {})
         self._mel = self.own | nothing
         self.hub: dict[str, Process] = {}
         self.workers: dict[str, Process] = {}

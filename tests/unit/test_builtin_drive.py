@@ -210,6 +210,14 @@ def test_shape_stays_within_what_a_mouth_can_do():
     assert made[:, 1].max() <= drive.WIDE_MOST
 
 
+def test_pressed_lips_are_shut_whatever_else_is_said():
+    made = drive.shaped(np.array([[0.8, 0.2, 0.1, 0.9], [0.8, 0.2, 0.1, 0.5]], np.float32))
+    assert made[0, 0] + made[0, 2] == 0
+    assert made[0, 3] == pytest.approx(drive.PRESS_MOST)
+    assert made[1, 0] > budgets.BUILTIN_SPEAKS * drive.OPEN_MOST
+    assert made[1, 3] == 0
+
+
 def test_a_missing_network_tells_what_to_do(tmp_path: Path):
     with pytest.raises(drive.SpeechError, match="restore it"):
         drive.Speech(tmp_path)

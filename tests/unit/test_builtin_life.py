@@ -412,10 +412,6 @@ def test_a_worker_lets_the_face_of_each_session_live(life: str, still: BuiltinEn
         peer.send("session", SessionState(session="default", epoch=1, running=True, source="demo", face="f0"))
         assert peer.subscriptions("face", budgets.PROCESS_START_S) == {"f0"}
         peer.send("face", face, "f0")
-        resting = peer.receive("patch", Patch, budgets.PROCESS_START_S)
-        assert isinstance(resting, Patch)
-        assert resting.rest
-        assert resting.frame == 0
         given = Work(
             session="default",
             epoch=1,
@@ -427,7 +423,13 @@ def test_a_worker_lets_the_face_of_each_session_live(life: str, still: BuiltinEn
             captured_ns=0,
             mel=np.full((80, still.window.length), MEL_FLOOR, np.float32),
         )
+        peer.drain("patch")  # a socket that nobody asks subscribes to nothing
+        peer.beat_where("faces_prepared", 1, budgets.PROCESS_START_S)
         peer.send("work", given, worker)
+        resting = peer.receive("patch", Patch, budgets.PROCESS_START_S)
+        assert isinstance(resting, Patch)
+        assert resting.rest
+        assert resting.frame == 0
         patch = peer.receive("patch", Patch, budgets.PROCESS_START_S)
         assert isinstance(patch, Patch)
         peer.drain("credit")

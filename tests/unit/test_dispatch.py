@@ -171,6 +171,34 @@ def test_a_worker_with_another_model_is_told_so_and_gets_nothing():
     assert pool.free() == 0
 
 
+def test_a_worker_that_never_makes_it_is_no_trouble():
+    pool = pool_of("a")
+    now_s = 0.0
+    for _ in range(1100):
+        now_s += 10.0
+        pool.credit(credit("a"), now_s)
+        assert pool.assign("f", now_s, now_s + 0.2) is not None
+        pool.expire(now_s + 0.3)
+    assert pool.counters["missed"] == 1100
+
+
+def test_a_worker_that_joins_again_is_counted_anew():
+    pool = pool_of("a")
+    pool.credit(credit("a", done=5000), 0.0)
+    assert pool.assign("f", 0.0, 1.0) is not None
+    pool.credit(credit("a", done=5000, held=1), 0.1)
+    assert pool.held("a") == {0}
+    pool.credit(credit("a", done=0), 0.1)
+    assert pool.held("a") == frozenset()
+
+
+def test_only_so_many_workers_may_join():
+    pool = WorkerPool()
+    for number in range(2 * pool.MOST_WORKERS):
+        pool.join(f"w{number}", 0.0)
+    assert len(pool) == pool.MOST_WORKERS
+
+
 def test_a_worker_that_was_slow_gets_another_chance():
     pool = pool_of("fast", "slow")
     told = {"fast": credit("fast", window_ms=10.0), "slow": credit("slow", window_ms=100.0)}

@@ -18,7 +18,7 @@ from tests.rig.stack import ROOT
 
 WORK = {
     "audio_capture": ({"chunks": 50.0}, {}, {"source_state": "running"}),
-    "mel_features": ({"received.audio": 50.0, "windows": 25.0}, {"workers": 1.0}, {}),
+    "mel_features": ({"received.audio": 50.0, "windows": 25.0}, {"workers_able": 1.0}, {}),
     "face_prep": ({"received.ingest": 1.0, "sent.face": 1.0}, {}, {}),
     "inference": ({"received.work": 25.0, "frames": 25.0}, {}, {}),
     "streamer": ({"published": 25.0}, {}, {}),
@@ -73,7 +73,7 @@ def test_nothing_to_do_is_no_fault(service: str) -> None:
 
 
 def test_sound_without_workers_is_no_fault_of_mel_features() -> None:
-    old, new = (beat("mel_features", at, "windows", gauges={"workers": 0.0}) for at in (1, 3))
+    old, new = (beat("mel_features", at, "windows", gauges={"workers": 1.0, "workers_able": 0.0}) for at in (1, 3))
     judge(old, new)
 
 

@@ -13,11 +13,13 @@ import openvino as ov
 import pytest
 import torch
 
+from scripts._builtin.babble import babble
 from scripts._builtin.card import Figures, write_card
 from scripts._builtin.learn import Plan, Score, aligned, balanced, folds_of, hear, learn, score, usual
-from scripts._builtin.lessons import FRAMES, Lesson, columns, draw, lesson_of, padded
-from scripts._builtin.network import BACK, LENGTH, Hearing, save_network
-from scripts._builtin.phonemes import Voice, speak
+from scripts._builtin.lessons import FRAMES, Lesson, columns, draw, lesson_of, padded, silenced
+from scripts._builtin.network import BACK, LENGTH, Dropout, Hearing, save_network, shares
+from scripts._builtin.phonemes import OPEN_VOWELS, Voice, speak
+from scripts._builtin.sentences import VOICE_OF
 from scripts._builtin.spoken import _lesson
 from scripts._builtin.tracks import Track, TrackError, measured, read_tracks
 from services.inference.builtin.basis import MotionBasis
@@ -93,13 +95,15 @@ def test_sequences_hear_what_live_windows_hear():
 def test_the_saved_network_is_the_mean_in_the_usual_measure(tmp_path: Path):
     torch.manual_seed(1)
     networks = [Hearing(channels=8).eval() for _ in range(2)]
-    save_network(networks, (0.5, 0.25), tmp_path / "speech.xml")
+    pressing = Hearing(channels=8).eval()
+    save_network(networks, pressing, (0.5, 0.25), tmp_path / "speech.xml")
     mel = np.random.default_rng(0).normal(0, 1, (3, 80, LENGTH)).astype(np.float32)
     compiled = ov.Core().compile_model(tmp_path / "speech.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert compiled.input(0).partial_shape == ov.PartialShape([-1, 80, LENGTH])
     assert compiled.output(0).partial_shape == ov.PartialShape([-1, 4])
     with torch.no_grad():
         wanted = torch.stack([network.window(torch.from_numpy(mel)) for network in networks]).mean(dim=0).numpy()
+        wanted[:, 3] = shares(pressing.window(torch.from_numpy(mel)))[:, 3]
     np.testing.assert_allclose(compiled([mel])[0], wanted * (2, 4, 2, 1), atol=budgets.BUILTIN_HALF_ERROR)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["speech.bin", "speech.xml"]
 
@@ -138,6 +142,42 @@ def test_drawn_sequences_keep_sound_and_motion_together():
     assert len(agreement) > 12
     assert np.median(agreement) > budgets.TRAIN_TOGETHER
     assert batch.known[..., 3].mean() < budgets.TRAIN_SILENT_MOST  # only in silence pressing is known
+
+
+def test_noise_after_speech_shuts_the_mouth():
+    mel, _ = voice(5.2)
+    rng = np.random.default_rng(2)
+    cuts = []
+    for _ in range(40):
+        made, spoken, silent = silenced(mel, rng)
+        assert made.shape == mel.shape
+        assert 0 <= spoken <= silent <= FRAMES
+        if silent:
+            cuts.append(spoken)
+            heard = int(columns(FRAMES)[spoken - 1]) + LENGTH if spoken else 0
+            np.testing.assert_array_equal(made[:, :heard], mel[:, :heard])
+            told = int(columns(FRAMES)[silent - 1]) + BACK
+            assert np.abs(made[:, told:] - mel[:, told:]).max() > 0.1
+    assert len(set(cuts)) > 5
+
+
+def test_dropout_leaves_out_its_share_in_training_alone():
+    torch.manual_seed(0)
+    dropout, ones = Dropout(0.25), torch.ones(40, 7, 101)
+    made = dropout.train()(ones)
+    assert float((made == 0).float().mean()) == pytest.approx(0.25, abs=budgets.TRAIN_MEASURE_ERROR)
+    assert float(made.mean()) == pytest.approx(1, abs=budgets.TRAIN_MEASURE_ERROR)
+    assert dropout.eval()(ones) is ones
+
+
+@pytest.mark.parametrize("language", ["en", "ru", "hi", "ja", "zh"])
+def test_random_syllables_bring_the_lips_together(language: str):
+    text = " ".join(babble(language, np.random.default_rng(seed)) for seed in range(3))
+    assert text == " ".join(babble(language, np.random.default_rng(seed)) for seed in range(3))
+    said = speak(text, Voice("espeak-ng", VOICE_OF[language]))
+    phones = [phone.symbol for phone in said.phones]
+    assert {"p", "m"} <= set(phones)  # Mandarin has no b
+    assert OPEN_VOWELS & set(phones)
 
 
 def test_a_short_training_learns_and_the_score_finds_the_offset():
@@ -195,7 +235,9 @@ def test_synthesised_speech_shuts_the_mouth_where_lips_meet():
 def test_the_card_keeps_what_people_wrote(tmp_path: Path):
     card = tmp_path / "CARD.md"
     card.write_text("# Card\n\nBy hand.\n\n## Limits\nSome.\n", encoding="utf-8")
-    figures = Figures([Score("a", "grid a", 0.7, 0.5, 0.6, 1)], [lesson("a", "grid a")], ["b"], [], Plan(10), 2)
+    figures = Figures(
+        [Score("a", "grid a", 0.7, 0.5, 0.6, 1)], [lesson("a", "grid a")], ["b"], [], Plan(10), Plan(15), 2
+    )
     write_card(card, figures)
     write_card(card, replace(figures, left_out=["c"]))
     text = card.read_text(encoding="utf-8")
