@@ -25,6 +25,8 @@ PROBE_S: Final = 30.0
 """how often a microphone is looked for while there is none"""
 MOST_EARLY: Final = 64
 """pieces of pushed sound that wait for their session to be told"""
+MOST_SESSIONS: Final = 16
+"""that are heard at once: each has a source of its own"""
 SESSION_SILENT_S: Final = 5.0
 """a session that the streamer no longer tells of is closed, so that no microphone stays open unasked"""
 
@@ -111,6 +113,9 @@ class AudioCapture:
                     self._close(state.session)
             opened.state = state
         if state.running and state.session not in self._open:
+            if len(self._open) >= MOST_SESSIONS:
+                self._tally.drop("sessions_refused", f"more than {MOST_SESSIONS} sessions", session=state.session)
+                return
             source = self._source(state.source)
             self._open[state.session] = _Open(state, source, time.monotonic())
             source.start()
