@@ -39,4 +39,4 @@ def load(settings: Settings) -> tuple[Engine[Any], dict[str, str]]:
                 engine = LivingEngine(engine)
         except (BasisError, SpeechError) as error:
             raise ValueError(str(error)) from error
-    return engine, {**told, "model": fingerprint(settings), **engine.info}
+    return engine, {**told, **engine.info, "model": fingerprint(settings)}
