@@ -64,6 +64,14 @@ def test_nothing_is_overwritten(keys: Path):
     assert gen_keys("--out", keys, "--worker", "../etc").returncode == 2
 
 
+def test_a_list_whose_last_line_is_open_takes_another_key(keys: Path):
+    (keys / "allowed").write_text((keys / "allowed").read_text().rstrip("\n"))
+    assert gen_keys("--out", keys, "--worker", "cellar").returncode == 0
+    listed = AllowList(keys / "allowed", read_key(keys / "hub.key"))
+    for name in ("attic", "cellar"):
+        assert listed.name(read_key(keys / "workers" / f"{name}.key").public) == name
+
+
 def test_a_list_that_changes_is_read_again(keys: Path):
     hub, worker = read_key(keys / "hub.key"), read_key(keys / "workers" / "attic.key")
     listed = AllowList(keys / "allowed", hub)
