@@ -29,6 +29,8 @@ __all__ = [
     "Credit",
     "Face",
     "FaceProblem",
+    "Flush",
+    "Forget",
     "Gap",
     "Message",
     "MessageError",
@@ -37,6 +39,7 @@ __all__ = [
     "Photo",
     "Refusal",
     "SessionState",
+    "SourceState",
     "Work",
     "pack",
     "unpack",
@@ -95,6 +98,8 @@ class Audio(Message, frozen=True):
     captured_ns: Count
     """when the last sample was heard, monotonic ns"""
     pcm: np.ndarray
+    pushed: Annotated[int, msgspec.Meta(ge=-1, le=2**62)] = -1
+    """how many samples of what was pushed in this epoch lie before the first one; -1 where nothing is pushed"""
 
 
 class Gap(Message, frozen=True):
@@ -114,6 +119,21 @@ class Gap(Message, frozen=True):
     """how many are missing"""
     reason: Literal["overflow", "unplugged", "lost", "late"]
     """why"""
+
+
+class SourceState(Message, frozen=True):
+    """How the source of a session is: told at each change, and again each second."""
+
+    KIND: ClassVar[str] = "source"
+
+    session: Name
+    """whose source"""
+    epoch: Count
+    """time line of the session"""
+    state: Literal["starting", "running", "waiting", "ended", "failed"]
+    """waiting: goes on by itself when what is missing comes back; ended and failed are final until a new start"""
+    text: Text
+    """the same for a person, with what to do about it"""
 
 
 class Work(Message, frozen=True):
@@ -267,9 +287,11 @@ class SessionState(Message, frozen=True):
     running: bool
     """whether sound is heard and frames are made"""
     source: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-    """mic, demo, network or file:PATH"""
+    """mic, browser, demo, network or file:PATH"""
     face: Name
     """content hash of its face"""
+    ended: bool = False
+    """whether it was deleted: forget it"""
 
 
 class Photo(Message, frozen=True):
@@ -290,7 +312,7 @@ class Photo(Message, frozen=True):
 
 
 class Pcm(Message, frozen=True):
-    """Sound that came by web, for the source `network`."""
+    """Sound that came by web, for the sources `network` and `browser`."""
 
     KIND: ClassVar[str] = "pcm"
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
@@ -302,8 +324,32 @@ class Pcm(Message, frozen=True):
     epoch: Count
     """time line of the session"""
     first_sample: Count
-    """place in what is pushed, samples; a jump is a Gap"""
+    """place in what is pushed in this epoch, samples; a jump is a Gap"""
     pcm: np.ndarray
+    arrived_ns: Count = 0
+    """when it came to the streamer, monotonic ns of the hub"""
+
+
+class Flush(Message, frozen=True):
+    """An utterance of pushed sound ends: what waits for a full chunk is said with silence behind it."""
+
+    KIND: ClassVar[str] = "flush"
+
+    session: Name
+    """whose sound"""
+    epoch: Count
+    """time line of the session"""
+    first_sample: Count
+    """place in what is pushed in this epoch where the next utterance begins, samples"""
+
+
+class Forget(Message, frozen=True):
+    """No session shows a face any more: its picture is to be deleted, everywhere."""
+
+    KIND: ClassVar[str] = "forget"
+
+    face: Name
+    """its id"""
 
 
 class Beat(Message, frozen=True):
@@ -335,7 +381,23 @@ class Beat(Message, frozen=True):
 
 KINDS: Final[dict[str, type[Message]]] = {
     kind.KIND: kind
-    for kind in (Audio, Gap, Work, Credit, Refusal, Face, FaceProblem, Patch, SessionState, Photo, Pcm, Beat)
+    for kind in (
+        Audio,
+        Gap,
+        SourceState,
+        Work,
+        Credit,
+        Refusal,
+        Face,
+        FaceProblem,
+        Patch,
+        SessionState,
+        Photo,
+        Forget,
+        Pcm,
+        Flush,
+        Beat,
+    )
 }
 
 

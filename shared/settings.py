@@ -32,8 +32,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """address on which a container engine publishes the page; loopback: only this machine gets in, without a token"""
     token: Annotated[str, msgspec.Meta(max_length=256)] = ""
     """secret that opens the page when it is not bound to loopback, at least 16 characters"""
-    source: Annotated[str, msgspec.Meta(pattern=r"^(mic|demo|network|file:.+)$")] = "demo"
-    """what is heard at the start: mic, demo, network or file:PATH"""
+    tls_cert: str = ""
+    """certificate of the page, PEM file with its chain; with MOUTHPIECE_TLS_KEY the page is served over HTTPS"""
+    tls_key: str = ""
+    """private key of that certificate, PEM file"""
+    names: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.,:-]*$", max_length=1000)] = ""
+    """further host names under which the page may be opened, with commas between"""
+    source: Annotated[str, msgspec.Meta(pattern=r"^(mic|browser|demo|network|file:.+)$")] = "demo"
+    """what is heard at the start: mic, browser, demo, network or file:PATH"""
     face: str = ""
     """a photo to start with, path; empty: the built-in demo face"""
     autostart: Literal["auto", "yes", "no"] = "auto"
@@ -63,7 +69,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jpeg_quality: Annotated[int, msgspec.Meta(ge=30, le=100)] = 82
     """quality of the stream's pictures"""
     max_viewers: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
-    """most viewers at once"""
+    """most viewers of a session at once"""
+    max_sessions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    """most sessions at once"""
+    session_idle_s: Annotated[int, msgspec.Meta(ge=5, le=604_800)] = 900
+    """a session that nobody watches and that says nothing is deleted after this time, seconds; `default` stays"""
     mark: Annotated[str, msgspec.Meta(max_length=60)] = ""
     """text burnt into every frame, such as "synthetic"; empty: none"""
     mark_corner: Literal["top-left", "top-right", "bottom-left", "bottom-right"] = "bottom-right"
@@ -93,7 +103,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def autostarts(self) -> bool:
         """Whether the default session runs from the start."""
-        return self.autostart == "yes" or (self.autostart == "auto" and self.source not in {"mic", "network"})
+        return self.autostart == "yes" or (
+            self.autostart == "auto" and self.source not in {"mic", "browser", "network"}
+        )
 
     def loops(self, source: str) -> bool:
         """Whether a source begins again at its end."""
@@ -160,7 +172,11 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
                 f"{PREFIX}{name.upper()}={getattr(settings, name)!r}: between machines the services talk encrypted "
                 f"only; make keys with scripts/gen_keys and name yours in {PREFIX}KEY"
             )
-    for name in ("key", "allowed"):
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise SettingsError(
+            f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY belong together: name the certificate and its private key"
+        )
+    for name in ("key", "allowed", "tls_cert", "tls_key"):
         if getattr(settings, name) and not Path(getattr(settings, name)).is_file():
             raise SettingsError(f"{PREFIX}{name.upper()}={getattr(settings, name)!r}: there is no such file")
     if settings.host not in LOOPBACK and settings.published not in LOOPBACK and not settings.token:
@@ -191,7 +207,9 @@ def redacted(settings: Settings) -> str:
             continue
         if name == "token":
             value = "***"
-        elif name in {"face", "key", "allowed", "beat_file"} or (name == "source" and value.startswith("file:")):
+        elif name in {"face", "key", "allowed", "beat_file", "tls_cert", "tls_key"} or (
+            name == "source" and value.startswith("file:")
+        ):
             value = "(a file)"
         shown.append(f"{name}={value}")
     return " ".join(shown) or "all settings at their defaults"

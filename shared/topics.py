@@ -15,6 +15,8 @@ from shared.messages import (
     Credit,
     Face,
     FaceProblem,
+    Flush,
+    Forget,
     Gap,
     Message,
     Patch,
@@ -22,6 +24,7 @@ from shared.messages import (
     Photo,
     Refusal,
     SessionState,
+    SourceState,
     Work,
 )
 
@@ -68,7 +71,7 @@ class Topic:
 TOPICS: Final[tuple[Topic, ...]] = (
     Topic(
         name="audio",
-        messages=(Audio, Gap),
+        messages=(Audio, Gap, SourceState),
         senders=("audio_capture",),
         receivers=("mel_features", "streamer"),
         binds="audio_capture",
@@ -110,7 +113,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     ),
     Topic(
         name="face",
-        messages=(Face, FaceProblem),
+        messages=(Face, FaceProblem, Forget),
         senders=("face_prep",),
         receivers=("inference", "streamer"),
         binds="face_prep",
@@ -152,7 +155,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
     ),
     Topic(
         name="ingest",
-        messages=(Photo, Pcm),
+        messages=(Photo, Forget, Pcm, Flush),
         senders=("streamer",),
         receivers=("audio_capture", "face_prep"),
         binds="streamer",

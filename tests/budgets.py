@@ -491,3 +491,119 @@ KUBERNETES: Final = ("1.31", "1.37")
 COMPOSE_UPDATE_FRAMES: Final = 750
 """frames that ffmpeg reads while a swarm replaces its workers: 30 s"""
 COMPOSE_UPDATE_S: Final = 120.0
+
+# A browser's microphone (tests/unit/test_audio_live.py)
+LIVE_DRIFT_S: Final = 300.0
+LIVE_LINE_MS: Final = 6.0
+"""most that the line may be off the true time with 200 ppm of drift and 8 ms of jitter"""
+LIVE_STEADY_MS: Final = 1.5
+"""of a line that has settled"""
+LIVE_PAUSE_MS: Final = 30.0
+"""most that a hole is longer than the pause: the chunk that was not full, and the jitter of the link"""
+LIVE_HELD_MS: Final = 250.0
+"""until sound after a pause is given: the least lateness stands for 100 ms"""
+LIVE_BEND_DELAY_SAMPLES: Final = 16
+LIVE_BEND_DB: Final = -80.0
+
+# Recordings (tests/unit/test_recorder.py, tests/web/test_recordings.py)
+RECORDING_SKEW_S: Final = 0.03
+"""between a flash and its click in the file: less than a frame"""
+RECORDING_LENGTH_S: Final = 0.2
+"""by which a recording may be shorter or longer than the time between start and stop: sound comes in pieces of 64 ms"""
+RECORDING_CUT_S: Final = 1.0
+"""what a crash or a full disk may cost"""
+RECORDING_WAIT_S: Final = 20.0
+RECORDING_SLOW_PX: Final = 1600
+"""side of a picture of noise that takes longer than a 25th of a second to encode"""
+RECORDING_DISK_BYTES: Final = 260_000_000
+
+# Bursts of pushed speech (tests/unit/test_audio_playback.py)
+BURST_S: Final = 600
+"""as much as may wait"""
+BURST_MEMORY_SHARE: Final = 1.25
+"""of the bytes of the sound that waits"""
+BURST_CROWD: Final = 100_000
+"""pieces of one sample"""
+
+# Sound in step with the picture (tests/unit/test_sound.py, tests/web/test_audio_feed.py)
+SOUND_DRIFT_SKEW_S: Final = 0.002
+"""most that a reader is off while the clock of the sound drifts by 200 ppm"""
+SOUND_CLICK: Final = 0.05
+"""biggest step between two samples, as a share of the loudness: a cut without a fade makes one of up to 2"""
+SOUND_SPUR_DB: Final = -70.0
+SOUND_RETURN_S: Final = 8.0
+"""after the delay changed by 96 ms"""
+SOUND_SETTLED_S: Final = 0.010
+SOUND_MEMORY_BYTES: Final = 1_000_000
+"""beyond the 30 s of sound that a hub keeps"""
+INTERPOLATE_SNR_DB: Final = {200.0: 90.0, 1_000.0: 85.0, 3_000.0: 76.0, 7_000.0: 70.0}
+FEED_SKEW_MS: Final = 60.0
+"""most that a beep may move against the picture while a busy machine shows that late"""
+
+# ---- sound that is pushed
+PUSH_PIECES: Final = 20
+"""pieces that 20 000 single samples may be kept in"""
+
+# Examples (tests/web/test_examples.py)
+EXAMPLE_S: Final = 40.0
+"""until a program that speaks for a few seconds has ended, on a busy machine"""
+
+# ---- web sockets (tests/unit/test_websocket.py, tests/web/test_{player,audio}_socket.py)
+SOCKET_WAIT_S: Final = 10.0
+"""longest wait for what must come"""
+SOCKET_QUICK_S: Final = 0.2
+"""instead of the long limits of a connection"""
+SOCKET_CROWD: Final = 200
+"""opened and dropped"""
+SOCKET_SPARE_THREADS: Final = 110
+"""most threads of the server then: those of its pool, which come one by one as they are needed and stay"""
+SPEECH_LEVEL_SHARE: Final = 0.08
+"""by how much the loudest sample of a tone may change on its way to 16 kHz: its two ends ring"""
+SPEECH_SOCKETS: Final = 16
+"""senders of sound at once"""
+
+# The page's player (tests/web/test_player_page.py)
+PLAYER_SKEW_MS: Final = (-60.0, 40.0)
+"""a flash in the picture after its beep in the sound: picture early, picture late"""
+PLAYER_FLASHES: Final = 4
+"""that a test looks at"""
+PLAYER_WAIT_S: Final = 15.0
+"""until what must come has come"""
+PLAYER_OWN_DELAY_MS: Final = 150.0
+"""that a decoded picture waits for its sound on a quiet line, 95th percentile"""
+PLAYER_STALL_S: Final = 3.0
+PLAYER_AGAIN_MS: Final = 400.0
+"""most that is heard behind what came, after a stall"""
+CUT_SAMPLE: Final = 0.01
+"""nothing louder is heard after a cut"""
+
+# REST, trust and TLS (tests/web/test_api.py, test_guard.py, test_tls.py)
+API_EXAMPLES: Final = 8
+"""requests that schemathesis makes up for each operation, beside those that follow from its description"""
+GUARD_CROWD: Final = 200
+"""connections that never become a request"""
+GUARD_ANSWER_S: Final = 1.0
+"""until the page answers all the same"""
+GUARD_THREADS: Final = 40
+"""most that the server begins for them"""
+GUARD_WAIT_S: Final = 5.0
+"""longest wait for an answer"""
+
+# WebRTC (tests/web/test_whep.py)
+WHEP_SKEW_S: Final = 0.04
+"""between a flash and its beep, by the sender's clock, as a player keeps them in step: one frame"""
+WHEP_WATCH_S: Final = 6.0
+WHEP_FRAMES_HZ: Final = 23.0
+"""least frames of a second that come, of 25, on a busy machine"""
+WHEP_WAIT_S: Final = 15.0
+WHEP_PLAYERS: Final = 3
+
+# ---- several sessions
+SESSION_FPS: Final = 20.0
+"""of each, while tests share the machine"""
+SESSION_GONE_S: Final = 8.0
+"""after which nothing is left of a session that was deleted"""
+PUSHED_EVENT_S: Final = 6.0
+"""within which the event comes that a second of pushed sound leads to"""
+INTERRUPT_EVENT_S: Final = 0.6
+"""between an interrupt and its word, on a busy machine; 0.15 s is the aim, shown by scripts/measure"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from _pytest.runner import runtestprotocol
 
 from tests.budgets import CALM_S, CALM_TRIES, LEAK_WAIT_S, STOLEN_S
 from tests.rig.calm import Calm
+from tests.rig.chromium import chromium
 from tests.rig.stack import ROOT, until
 
 REAL = ("process", "web", "e2e")
@@ -77,22 +77,8 @@ def _open() -> set[Any]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A real Chromium; without one the test is skipped, under CI it fails."""
-    found = next(
-        (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()),
-        None,
-    )
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is missing; under CI the page must be tested. Install it: apt-get install chromium")
-        pytest.skip("Chromium is missing; install it to test the page: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield chromium
-        chromium.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

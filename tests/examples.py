@@ -12,6 +12,8 @@ from shared.messages import (
     Credit,
     Face,
     FaceProblem,
+    Flush,
+    Forget,
     Gap,
     Message,
     Patch,
@@ -19,6 +21,7 @@ from shared.messages import (
     Photo,
     Refusal,
     SessionState,
+    SourceState,
     Work,
 )
 
@@ -36,6 +39,9 @@ EXAMPLES: Final[dict[str, Message]] = {
     for message in (
         Audio(session="default", epoch=3, stream="a1", first_sample=640, captured_ns=12, pcm=_PCM),
         Gap(session="default", epoch=3, stream="a1", first_sample=640, samples=320, reason="overflow"),
+        SourceState(session="default", epoch=3, state="waiting", text="No sound has come yet."),
+        Forget(face="gone-for-good"),
+        Flush(session="default", epoch=3, first_sample=640),
         Work(
             session="default",
             epoch=3,

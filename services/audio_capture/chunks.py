@@ -38,6 +38,8 @@ class Chunk:
     """when the last sample was heard (or, of a file, is due), ns of `time.monotonic_ns`"""
     pcm: Pcm16
     """16 kHz mono, int16, (320,)"""
+    pushed: int = -1
+    """how many samples of what was pushed lie before the first one; -1 where nothing is pushed"""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +28,23 @@ from services.audio_capture.chunks import (
     SourceStatus,
     to_pcm16,
 )
-from services.audio_capture.resample import StreamResampler
-from services.audio_capture.timeline import Chunker
+from shared.resample import StreamResampler
 
 __all__ = ["DemoSource", "FileSource", "NetworkSource", "Playout"]
 
 DEMO_SPEECH: Final = Path(__file__).parent / "assets" / "demo_speech.flac"
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Something that waits to be played."""
+
+    samples: int
+    """its length"""
+    pcm: Pcm16 | None
+    """its sound; None: sound is missing"""
+    pushed: int
+    """place of the first sample in what is pushed; -1 where nothing is"""
 
 
 class Playout:
@@ -40,16 +52,24 @@ class Playout:
 
     Sound that comes up to `JITTER_NS` after it was due is given late, unbroken. After a longer pause the line goes on
     by the monotonic clock: a `Hole` ("lost") stands for the pause, so that a player's clock stays right. A pause is
-    counted from the moment at which `take` first missed a chunk, so that an owner who looked away for a while finds
-    everything in its place.
+    one only if `take` has missed a chunk, so that an owner who looked away for a while finds everything in its place.
+
+    What waits is kept as it came and cut into chunks when they are due; however much it is, a put costs the same.
     """
 
     JITTER_NS: Final = 100_000_000
+    MERGE_SAMPLES: Final = 1_600
+    """pieces shorter than this are kept together, so that a crowd of tiny ones costs no memory"""
 
     def __init__(self) -> None:
-        self._chunker = Chunker()
-        self._ready: deque[Chunk | Hole] = deque()
+        self._pieces: deque[_Piece] = deque()
+        self._place = 0
+        """first sample of the line that was not given yet"""
+        self._padding = False
         self._origin_ns: int | None = None
+        self.sound_samples = 0
+        """sound that is still to be played, samples"""
+        self._hole_samples = 0
         self.starved_ns: int | None = None
         """since when a chunk is missing, monotonic ns; None while there is sound"""
 
@@ -61,64 +81,109 @@ class Playout:
     @property
     def waiting_samples(self) -> int:
         """Length of what is still to be played, with its holes, samples."""
-        if not self._ready:
-            return self._chunker.rest
-        return self._chunker.next_sample + self._chunker.rest - self._ready[0].first_sample
+        return self.sound_samples + self._hole_samples
 
-    def put(self, pcm: Pcm16, now_ns: int) -> None:
-        """Add sound, 16 kHz mono, (n,)."""
-        origin_ns = self._go_on(now_ns)
-        self._ready.extend(self._chunker.add(pcm, origin_ns))
+    def put(self, pcm: Pcm16, now_ns: int, pushed: int = -1) -> None:
+        """Add sound.
+
+        Args:
+            pcm: 16 kHz mono, int16, (n,); it is kept, not copied.
+            now_ns: monotonic ns.
+            pushed: place of its first sample in what is pushed, samples.
+        """
+        if not len(pcm):
+            return
+        self._go_on(now_ns)
+        self._padding = False
+        self.sound_samples += len(pcm)
+        last = self._pieces[-1] if self._pieces else _Piece(0, None, -1)
+        follows = pushed == (last.pushed + last.samples if last.pushed >= 0 else -1)
+        if last.pcm is not None and follows and last.samples + len(pcm) <= self.MERGE_SAMPLES:
+            last.pcm = np.concatenate((last.pcm, pcm))
+            last.samples += len(pcm)
+        else:
+            self._pieces.append(_Piece(len(pcm), pcm, pushed))
 
     def put_hole(self, samples: int, now_ns: int) -> None:
         """Say that sound is missing here; an unfinished chunk before it is filled with zeros from the hole's length."""
-        origin_ns = self._go_on(now_ns)
-        place = self._chunker.next_sample + self._chunker.rest + samples
-        self._ready.extend(self._chunker.pad(origin_ns))
-        self._skip_to(place)
+        self._go_on(now_ns)
+        self._add_hole(samples)
 
     def pad(self) -> None:
-        """Fill the last, unfinished chunk (less than 20 ms) with zeros, for no more will come."""
-        self._ready.extend(self._chunker.pad(self._origin_ns or 0))
+        """Fill the last, unfinished chunk (less than 20 ms) with zeros when it is due, unless more comes by then."""
+        self._padding = self.sound_samples > 0
 
     def take(self, now_ns: int) -> list[Chunk | Hole]:
         """Give what is due."""
         items: list[Chunk | Hole] = []
-        while self._ready and self._due_ns(self._ready[0]) <= now_ns:
-            items.append(self._ready.popleft())
-        due_ns = self.due_ns()
-        if not self._ready and self.starved_ns is None and due_ns is not None and due_ns <= now_ns:
-            self.starved_ns = now_ns
+        while (due_ns := self.due_ns()) is not None and due_ns <= now_ns:
+            if not self._ready():
+                if self.starved_ns is None:
+                    self.starved_ns = now_ns
+                break
+            items.append(self._cut(due_ns))
         return items
 
     def due_ns(self) -> int | None:
         """When the next item is or would be due, monotonic ns; None before the first sound."""
         if self._origin_ns is None:
             return None
-        if self._ready:
-            return self._due_ns(self._ready[0])
-        return self._origin_ns + (self._chunker.next_sample + CHUNK_SAMPLES) * NS_PER_SAMPLE
+        ahead = 0 if self._pieces and self._pieces[0].pcm is None else CHUNK_SAMPLES
+        return self._origin_ns + (self._place + ahead) * NS_PER_SAMPLE
 
-    def _due_ns(self, item: Chunk | Hole) -> int:
-        if isinstance(item, Chunk):
-            return item.captured_ns
-        return (self._origin_ns or 0) + item.first_sample * NS_PER_SAMPLE
+    def _ready(self) -> bool:
+        if not self._pieces:
+            return False
+        return self._pieces[0].pcm is None or self.waiting_samples >= CHUNK_SAMPLES or self._padding
 
-    def _go_on(self, now_ns: int) -> int:
+    def _cut(self, due_ns: int) -> Chunk | Hole:
+        """Take the next item off: a hole, or a chunk, which begins with sound and may reach into a hole."""
+        first, piece = self._place, self._pieces[0]
+        if piece.pcm is None:
+            self._pieces.popleft()
+            self._hole_samples -= piece.samples
+            self._place += piece.samples
+            return Hole(first, piece.samples, "lost")
+        pushed = piece.pushed
+        sound = np.zeros(CHUNK_SAMPLES, np.int16)
+        filled = 0
+        while filled < CHUNK_SAMPLES and self._pieces:
+            piece = self._pieces[0]
+            length = min(piece.samples, CHUNK_SAMPLES - filled)
+            if piece.pcm is None:
+                self._hole_samples -= length
+            else:
+                sound[filled : filled + length] = piece.pcm[:length]
+                self.sound_samples -= length
+            filled += length
+            self._shorten(length)
+        self._padding = self._padding and self.sound_samples > 0
+        self._place += CHUNK_SAMPLES
+        return Chunk(first, due_ns, sound, pushed)
+
+    def _shorten(self, samples: int) -> None:
+        piece = self._pieces[0]
+        if piece.samples == samples:
+            self._pieces.popleft()
+            return
+        piece.samples -= samples
+        if piece.pcm is not None:
+            piece.pcm = piece.pcm[samples:]
+            piece.pushed += samples if piece.pushed >= 0 else 0
+
+    def _go_on(self, now_ns: int) -> None:
         if self._origin_ns is None:
             self._origin_ns = now_ns
-        if self.starved_ns is not None:
-            if now_ns - self.starved_ns > self.JITTER_NS:
-                self.pad()
-                self._skip_to((now_ns - self._origin_ns) // NS_PER_SAMPLE)
+        due_ns = self.due_ns()
+        if self.starved_ns is not None and due_ns is not None:
+            if now_ns - due_ns > self.JITTER_NS:
+                self._add_hole((now_ns - self._origin_ns) // NS_PER_SAMPLE - self._place - self.waiting_samples)
             self.starved_ns = None
-        return self._origin_ns
 
-    def _skip_to(self, place: int) -> None:
-        first = self._chunker.next_sample
-        missing = self._chunker.skip_to(place)
-        if missing:
-            self._ready.append(Hole(first, missing, "lost"))
+    def _add_hole(self, samples: int) -> None:
+        if samples > 0:
+            self._hole_samples += samples
+            self._pieces.append(_Piece(samples, None, -1))
 
 
 class _FileError(Exception):
@@ -381,7 +446,8 @@ class NetworkSource:
 
     The first sample of the line is the first one pushed. Silence is never made up: when nothing is left the source
     says "ended" after `end`, or "waiting" after 0.5 s. When sound comes again it goes on, with a `Hole` ("lost") for
-    the pause, because the line follows the monotonic clock (see `Playout`).
+    the pause, because the line follows the monotonic clock (see `Playout`). Each `Chunk` says how much of what was
+    pushed lies before it; up to 319 zeros at its end fill the last one of an utterance, and are not counted.
     """
 
     BUFFER_SAMPLES: Final = 600 * SAMPLE_RATE_HZ
@@ -401,6 +467,11 @@ class NetworkSource:
     def status(self) -> SourceStatus:
         """How it is."""
         return self._status
+
+    @property
+    def waiting_samples(self) -> int:
+        """Sound that was pushed and not yet given, samples."""
+        return self._playout.sound_samples
 
     def start(self) -> None:
         """Nothing to do: `push` begins it."""
@@ -428,18 +499,30 @@ class NetworkSource:
         jump = 0 if self._expected is None else first_sample - self._expected
         if not 0 <= jump <= self.BUFFER_SAMPLES:
             jump = 0
-        if self._playout.waiting_samples + jump + len(pcm) > self.BUFFER_SAMPLES:
+        if self._playout.sound_samples + len(pcm) > self.BUFFER_SAMPLES:
             self.refused_samples += len(pcm)
             return False
         now_ns = time.monotonic_ns()
         if jump:
             self._playout.put_hole(jump, now_ns)
-        self._playout.put(pcm, now_ns)
+        self._playout.put(pcm, now_ns, first_sample)
         self._expected = first_sample + len(pcm)
         self._end_asked = False
         self._status = SourceStatus("running", "Playing sound from the network.")
         os.eventfd_write(self._wake_fd, 1)
         return True
+
+    def flush(self, first_sample: int) -> None:
+        """An utterance ends: a chunk that is not full is given when it is due, with zeros behind it.
+
+        Args:
+            first_sample: place in what is pushed where the next utterance begins, samples. If sound from there on has
+                come already nothing is to be done: it follows without a pause.
+        """
+        if self._closed or self._expected is None or first_sample < self._expected:
+            return
+        self._playout.pad()
+        os.eventfd_write(self._wake_fd, 1)
 
     def end(self) -> None:
         """No more will be pushed for now: say "ended" after the last sample."""

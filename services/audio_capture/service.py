@@ -10,12 +10,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from services.audio_capture.chunks import Chunk, Hole, Source
+from services.audio_capture.chunks import Chunk, Hole, Source, SourceStatus
 from services.audio_capture.devices import microphone_words
-from services.audio_capture.sources import DemoSource, FileSource, MicrophoneSource, NetworkSource
+from services.audio_capture.sources import DemoSource, FileSource, LiveSource, MicrophoneSource, NetworkSource
 from shared.bus import Bus, Delivery, Event
 from shared.clock import frame_of
-from shared.messages import Audio, Gap, Pcm, SessionState
+from shared.messages import Audio, Flush, Gap, Pcm, SessionState, SourceState
 from shared.service import Tally
 from shared.settings import Settings
 
@@ -23,10 +23,14 @@ __all__ = ["AudioCapture"]
 
 PROBE_S: Final = 30.0
 """how often a microphone is looked for while there is none"""
-MOST_EARLY: Final = 64
+MOST_EARLY: Final = 512
 """pieces of pushed sound that wait for their session to be told"""
-MOST_SESSIONS: Final = 16
+MOST_SESSIONS: Final = 64
 """that are heard at once: each has a source of its own"""
+TELL_S: Final = 1.0
+"""how often the state of a source is told"""
+LIVE: Final = frozenset({"mic", "browser"})
+"""sources that go on when their session begins a new epoch"""
 SESSION_SILENT_S: Final = 5.0
 """a session that the streamer no longer tells of is closed, so that no microphone stays open unasked"""
 
@@ -44,7 +48,8 @@ class _Open:
     next_sample: int = 0
     """count of the source up to which it was read"""
     watched: int = -1
-    said: str = ""
+    said: SourceStatus | None = None
+    said_s: float = float("-inf")
 
 
 class AudioCapture:
@@ -57,7 +62,7 @@ class AudioCapture:
         self._bus = bus
         self._tally = tally
         self._open: dict[str, _Open] = {}
-        self._early: deque[Pcm] = deque(maxlen=MOST_EARLY)
+        self._early: deque[Pcm | Flush] = deque(maxlen=MOST_EARLY)
         self._probe: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._probe_due_s = time.monotonic()
         self.info: dict[str, str] = {}
@@ -72,7 +77,7 @@ class AudioCapture:
             return
         if isinstance(event.message, SessionState):
             self._follow(event.message)
-        elif isinstance(event.message, Pcm):
+        elif isinstance(event.message, Pcm | Flush):
             self._take(event.message)
 
     def turn(self, now_s: float) -> float:
@@ -88,27 +93,38 @@ class AudioCapture:
             next_due = opened.source.next_due()
             if next_due is not None:
                 due_s = min(due_s, next_due)
-            status = opened.source.status
-            self.info["source"], self.info["source_state"] = status.text, status.state
-            if status.state == "failed" and status.text != opened.said:
-                self._tally.drop("source_failed", status.text, session=name)
-            opened.said = status.text
+            self._tell_source(opened, now_s)
         self._look_for_microphone(now_s)
-        if not self._open:
-            self.info["source"], self.info["source_state"] = "closed", "closed"
+        states = {opened.source.status.state for opened in self._open.values()}
+        self.info["source_state"] = " ".join(sorted(states)) or "closed"
         return due_s
+
+    def _tell_source(self, opened: _Open, now_s: float) -> None:
+        status = opened.source.status
+        if status == opened.said and now_s - opened.said_s < TELL_S:
+            return
+        state = opened.state
+        if status.state == "failed" and status != opened.said:
+            self._tally.drop("source_failed", status.text, session=state.session)
+        opened.said, opened.said_s = status, now_s
+        told = SourceState(session=state.session, epoch=state.epoch, state=status.state, text=status.text[:1000])
+        self._bus.send("audio", told)
 
     def _follow(self, state: SessionState) -> None:
         opened = self._open.get(state.session)
         if opened is not None:
+            if state.ended:
+                self._close(state.session)
+                return
             opened.told_s = time.monotonic()
             if opened.state == state or state.epoch < opened.state.epoch:
                 return
             if not state.running or state.source != opened.state.source:
                 self._close(state.session)
             elif state.epoch > opened.state.epoch:
-                if state.source == "mic":  # a live source goes on; its time line begins anew
+                if state.source in LIVE:  # its time line begins anew
                     opened.base, opened.stream = opened.next_sample, secrets.token_hex(6)
+                    opened.said = None
                 else:
                     self._close(state.session)
             opened.state = state
@@ -120,28 +136,39 @@ class AudioCapture:
             self._open[state.session] = _Open(state, source, time.monotonic())
             source.start()
             early, self._early = self._early, deque(maxlen=MOST_EARLY)
-            for pcm in early:
-                self._take(pcm)
+            for piece in early:
+                self._take(piece)
 
     def _source(self, name: str) -> Source:
         if name == "mic":
             return MicrophoneSource(self._settings.mic or None)
+        if name == "browser":
+            return LiveSource()
         if name == "network":
             return NetworkSource()
         if name == "demo":
             return DemoSource(loop=self._settings.loops(name))
         return FileSource(name.removeprefix("file:"), loop=self._settings.loops(name))
 
-    def _take(self, pcm: Pcm) -> None:
-        opened = self._open.get(pcm.session)
-        if opened is None or opened.state.epoch < pcm.epoch:  # it overtook the word that the session listens
-            self._early.append(pcm)
+    def _take(self, piece: Pcm | Flush) -> None:
+        opened = self._open.get(piece.session)
+        if opened is None or opened.state.epoch < piece.epoch:  # it overtook the word that the session listens
+            self._early.append(piece)
             return
-        if opened.state.epoch > pcm.epoch or not isinstance(opened.source, NetworkSource):
-            self._tally.drop("pcm_ignored", "pushed sound came for a session that does not listen", session=pcm.session)
+        source = opened.source
+        listens = isinstance(source, NetworkSource) or (isinstance(source, LiveSource) and isinstance(piece, Pcm))
+        if opened.state.epoch > piece.epoch or not listens:
+            self._tally.drop(
+                "pcm_ignored", "pushed sound came for a session that does not listen", session=piece.session
+            )
             return
-        if not opened.source.push(pcm.first_sample, pcm.pcm):
-            self._tally.drop("pcm_refused", "more sound was pushed than is kept", session=pcm.session)
+        if isinstance(piece, Flush):
+            if isinstance(source, NetworkSource):
+                source.flush(piece.first_sample)
+        elif isinstance(source, LiveSource):
+            source.push(piece.first_sample, piece.pcm, piece.arrived_ns or time.monotonic_ns())
+        elif isinstance(source, NetworkSource) and not source.push(piece.first_sample, piece.pcm):
+            self._tally.drop("pcm_refused", "more sound was pushed than is kept", session=piece.session)
 
     def _publish(self, opened: _Open, piece: Chunk | Hole) -> None:
         state = opened.state
@@ -162,6 +189,7 @@ class AudioCapture:
                     first_sample=first,
                     captured_ns=piece.captured_ns,
                     pcm=piece.pcm,
+                    pushed=piece.pushed,
                 ),
             )
             self._tally.count("chunks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.audio_capture.chunks import CHUNK_SAMPLES, SAMPLE_RATE_HZ, Chunk, Hole, Source, SourceStatus
 from services.audio_capture.devices import Device, DeviceError, list_devices
+from services.audio_capture.live import LiveSource
 from services.audio_capture.microphone import MicrophoneSource
 from services.audio_capture.playback import DemoSource, FileSource, NetworkSource
 
@@ -16,6 +17,7 @@ __all__ = [
     "DeviceError",
     "FileSource",
     "Hole",
+    "LiveSource",
     "MicrophoneSource",
     "NetworkSource",
     "Source",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from services.audio_capture.chunks import CHUNK_SAMPLES, NS_PER_SAMPLE, Chunk, Hole, Pcm16, to_pcm16
-from services.audio_capture.resample import ClockLine, StreamResampler
+from shared.resample import ClockLine, StreamResampler
 
-__all__ = ["Block", "CaptureLine", "Chunker"]
+__all__ = ["SOUND_CARD", "Block", "CaptureLine", "Chunker", "Patience", "Resampler"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,60 @@ class Chunker:
         return missing
 
 
+class Resampler(Protocol):
+    """What brings sound to 16 kHz and bends its rate; see `shared.resample.StreamResampler`."""
+
+    expected: float
+    """where the input fed so far ends, output samples"""
+
+    @property
+    def rate_hz(self) -> float:
+        """Rate of the input, Hz."""
+        ...
+
+    def steer(self, share: float) -> None:
+        """Make ``1 + share`` times as many samples from now on."""
+        ...
+
+    def process(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Feed a block, float32, (n,); give what is ready, float32, (m,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a line waits before it believes that sound was lost, and what it calls that."""
+
+    late_ns: int
+    """blocks that stay later than this mean that sound before them is lost, though nobody said so; less is bent away"""
+    settle_ns: int
+    """the least lateness must stand so long"""
+    better_ns: int
+    """how much less is less"""
+    held_least: int
+    """fewer late blocks are scheduling, not loss"""
+    held_max_ns: int
+    """most sound held back"""
+    early_ns: int
+    """(negative) blocks cannot come before they were made: the line was begun too late and is moved"""
+    left_out: Literal["overflow", "lost"]
+    """what sound that the numbers of the blocks leave out is called"""
+    away: Literal["unplugged", "lost"]
+    """what the time before a new `begin` is called"""
+
+
+SOUND_CARD: Final = Patience(
+    late_ns=50_000_000,  # PulseAudio changes its latency by 15 to 35 ms when another program begins to play
+    settle_ns=100_000_000,
+    better_ns=1_000_000,
+    held_least=5,
+    held_max_ns=5_000_000_000,
+    early_ns=-20_000_000,
+    left_out="overflow",
+    away="unplugged",
+)
+
+
 class CaptureLine:
     """The time line of a microphone.
 
@@ -72,35 +127,25 @@ class CaptureLine:
     stretch of unbroken sound the device's own clock counts, and its slow drift is taken out by bending the rate.
     Frames that the queue had no room for are counted, and the place after them is exact. After any other break
     (PortAudio's overflow flag, the device opened anew, or blocks that come late and never catch up) it is found again
-    from the clock: blocks are held back until their least lateness has
-    stood for 100 ms, because the first ones after a break come in a burst, and one `Hole` covers all that is missing.
+    from the clock: blocks are held back until their least lateness has stood for a while (`Patience`), because the
+    first ones after a break come in a burst, and one `Hole` covers all that is missing.
     """
 
-    LATE_NS: Final = 50_000_000
-    """blocks that stay later than this mean that sound before them is lost, even if nobody said so; less is a sound
-    server that changed its latency (PulseAudio: by 15 to 35 ms when another program begins to play) and is bent away"""
-    SETTLE_NS: Final = 100_000_000
-    """the least lateness must stand so long"""
-    BETTER_NS: Final = 1_000_000
-    """how much less is less"""
-    HELD_LEAST: Final = 5
-    """fewer late blocks are scheduling, not loss"""
-    HELD_MAX: Final = 500
-    """most blocks held back, 5 s"""
-    EARLY_NS: Final = -20_000_000
-    """blocks cannot come before they were made: the line was begun too late and is moved"""
-
-    def __init__(self) -> None:
+    def __init__(
+        self, patience: Patience = SOUND_CARD, resampler: Callable[[float], Resampler] = StreamResampler
+    ) -> None:
+        self._patience: Final = patience
+        self._make: Final = resampler
         self._chunker = Chunker()
         self._origin_ns: int | None = None
-        self._resampler = StreamResampler(16_000)
+        self._resampler = resampler(16_000)
         self._clock = ClockLine()
         self._base = 0
         self._next_frame = 0
         self._held: list[Block] = []
         self._held_frames = 0
         self._broken = True
-        self._reason: Literal["overflow", "unplugged"] = "overflow"
+        self._reason: Literal["overflow", "unplugged", "lost"] = patience.left_out
         self._start_ns = 0
         self._stood_since_ns = 0
 
@@ -110,21 +155,22 @@ class CaptureLine:
         Raises:
             ValueError: the rate is impossible.
         """
-        self._resampler = StreamResampler(rate_hz)
+        self._resampler = self._make(rate_hz)
         self._next_frame = 0
         self._hold(broken=True)
-        self._reason = "unplugged"
+        self._reason = self._patience.away
 
     def feed(self, block: Block) -> list[Chunk | Hole]:
         """Take the next block; give what has become certain, in order."""
         left_out = block.first_frame - self._next_frame
         jumped = left_out != 0
         self._next_frame = block.first_frame + len(block.samples)
-        if left_out > 0 and not (self._broken or self._held or block.overflow):
+        certain = not (self._broken or self._held or block.overflow)
+        if left_out > 0 and certain and self._lateness(block, left_out) >= self._patience.early_ns:
             return [*self._leave_out(left_out), *self._accept(block)]
         if jumped or (block.overflow and not self._broken):
             self._hold(broken=True)  # what was held until now lies before this break
-        if not self._broken and self._lateness(block) <= self.LATE_NS:
+        if not self._broken and self._lateness(block) <= self._patience.late_ns:
             held, self._held = self._held, []
             return [item for each in (*held, block) for item in self._accept(each)]
         return self._wait(block)
@@ -134,9 +180,9 @@ class CaptureLine:
         self._held_frames = 0
         self._broken = broken
 
-    def _lateness(self, block: Block) -> int:
-        """How late a block is against the line, counting the blocks held before it, ns."""
-        frames = sum(len(each.samples) for each in self._held) + len(block.samples)
+    def _lateness(self, block: Block, left_out: int = 0) -> int:
+        """How late a block is against the line, counting the blocks held and the frames left out before it, ns."""
+        frames = sum(len(each.samples) for each in self._held) + left_out + len(block.samples)
         end = self._base + self._resampler.expected + frames * 16_000 / self._resampler.rate_hz
         return block.heard_ns - (self._origin_ns or 0) - round(end * NS_PER_SAMPLE)
 
@@ -146,21 +192,22 @@ class CaptureLine:
         self._held.append(block)
         self._held_frames += len(block.samples)
         start_ns = block.heard_ns - round(self._held_frames * 1e9 / self._resampler.rate_hz)
-        if len(self._held) == 1 or start_ns < self._start_ns - self.BETTER_NS:
+        if len(self._held) == 1 or start_ns < self._start_ns - self._patience.better_ns:
             self._stood_since_ns = block.heard_ns
         self._start_ns = start_ns if len(self._held) == 1 else min(start_ns, self._start_ns)
-        stood = block.heard_ns - self._stood_since_ns >= self.SETTLE_NS and len(self._held) >= self.HELD_LEAST
-        if not stood and len(self._held) < self.HELD_MAX:
-            return []
-        return self._resume()
+        stood = block.heard_ns - self._stood_since_ns >= self._patience.settle_ns
+        held_ns = self._held_frames * 1e9 / self._resampler.rate_hz
+        if (stood and len(self._held) >= self._patience.held_least) or held_ns >= self._patience.held_max_ns:
+            return self._resume()
+        return []
 
     def _leave_out(self, frames: int) -> list[Hole]:
         end = self._base + self._resampler.expected + frames * 16_000 / self._resampler.rate_hz
         first = self._chunker.next_sample
         missing = self._chunker.skip_to(round(end))
         self._base = self._chunker.next_sample
-        self._resampler = StreamResampler(self._resampler.rate_hz)
-        return [Hole(first, missing, "overflow")] if missing else []
+        self._resampler = self._make(self._resampler.rate_hz)
+        return [Hole(first, missing, self._patience.left_out)] if missing else []
 
     def _resume(self) -> list[Chunk | Hole]:
         items: list[Chunk | Hole] = []
@@ -171,11 +218,11 @@ class CaptureLine:
         if missing:
             items.append(Hole(first, missing, self._reason))
         self._base = self._chunker.next_sample
-        self._resampler = StreamResampler(self._resampler.rate_hz)
+        self._resampler = self._make(self._resampler.rate_hz)
         self._clock = ClockLine()
         held = self._held
         self._hold(broken=False)
-        self._reason = "overflow"
+        self._reason = self._patience.left_out
         items += [item for each in held for item in self._accept(each)]
         return items
 
@@ -186,6 +233,6 @@ class CaptureLine:
         share = self._clock.observe(block.heard_ns, block.heard_ns - end_ns)
         if share is not None:
             self._resampler.steer(share)
-            if self._clock.late_ns < self.EARLY_NS:
+            if self._clock.late_ns < self._patience.early_ns:
                 self._origin_ns = origin_ns + self._clock.late_ns
         return list(self._chunker.add(pcm, origin_ns))

@@ -10,7 +10,7 @@ from services.face_prep.face import FaceError, FaceMaker
 from services.face_prep.image import ImageError
 from services.face_prep.store import FaceStore
 from shared.bus import Bus, Delivery, Event, Subscribed
-from shared.messages import FaceProblem, Photo
+from shared.messages import FaceProblem, Forget, Photo
 from shared.service import Tally
 
 __all__ = ["FacePrep"]
@@ -43,6 +43,8 @@ class FacePrep:
             case Delivery(message=Photo() as photo):
                 if not self._tell(photo.face):
                     self._make(photo)
+            case Delivery(message=Forget() as forget):
+                self._forget(forget)
             case _:
                 pass
 
@@ -65,6 +67,16 @@ class FacePrep:
         self._bus.send("face", face, face_id)
         self._tally.count("faces_told")
         return True
+
+    def _forget(self, forget: Forget) -> None:
+        """Delete a face, here and in the workers."""
+        self._problems.pop(forget.face, None)
+        try:
+            if self._store.delete(forget.face):
+                self._tally.count("faces_forgotten")
+        except OSError as error:
+            self._tally.drop("not_deleted", f"a face could not be deleted from disk: {error.strerror}")
+        self._bus.send("face", forget, forget.face)
 
     def _make(self, photo: Photo) -> None:
         began_s = time.perf_counter()

@@ -118,6 +118,26 @@ class FaceStore:
             os.utime(path)
         return face
 
+    def delete(self, face_id: str) -> bool:
+        """Delete a face, what was set aside of it too.
+
+        Returns:
+            whether there was one.
+
+        Raises:
+            OSError: the disk cannot be written.
+        """
+        if ID.fullmatch(face_id) is None:
+            return False
+        path = self._path(face_id)
+        path.with_suffix(DAMAGED).unlink(missing_ok=True)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        self._sync_folder()
+        return True
+
     def _path(self, face_id: str) -> Path:
         if ID.fullmatch(face_id) is None:
             raise ValueError(f"{face_id!r} is no id of a face: 8 to 64 hex digits")

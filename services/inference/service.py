@@ -11,7 +11,7 @@ import numpy as np
 
 from services.inference.engine import Drive, Engine, Rendered
 from shared.bus import Bus, Delivery, Event
-from shared.messages import Credit, Face, Patch, Refusal, SessionState, Work
+from shared.messages import Credit, Face, Forget, Patch, Refusal, SessionState, Work
 from shared.service import Tally
 
 __all__ = ["Inference"]
@@ -26,7 +26,7 @@ BATCH_S: Final = 0.04
 PACES: Final = 15
 """renders whose median is the worker's pace: one that the machine held up says nothing"""
 CREDIT_S: Final = 0.2
-MOST_FACES: Final = 8
+MOST_FACES: Final = 16
 MOST_SESSIONS: Final = 64
 
 
@@ -69,6 +69,8 @@ class Inference:
                     self._wanted_here = True
                     for face in self._states:
                         self._tell_rest(face)
+            case SessionState(ended=True) as state:
+                self._sessions.pop(state.session, None)
             case SessionState() as state:
                 self._sessions[state.session] = state
                 self._sessions.move_to_end(state.session)
@@ -77,6 +79,9 @@ class Inference:
                 self._want(state.face)
             case Face() as face:
                 self._prepare(face)
+            case Forget() as forget:
+                if forget.face in self._wanted:
+                    self._forget(forget.face)
             case Refusal() as refusal:
                 self._tally.drop("refused_by_hub", refusal.text)
             case _:
@@ -182,10 +187,13 @@ class Inference:
         self._wanted[face] = None
         self._bus.subscribe("face", face)
         while len(self._wanted) > MOST_FACES:
-            old, _ = self._wanted.popitem(last=False)
-            self._bus.unsubscribe("face", old)
-            self._states.pop(old, None)
-            self.info["faces"] = " ".join(self._states)
+            self._forget(next(iter(self._wanted)))
+
+    def _forget(self, face: str) -> None:
+        del self._wanted[face]
+        self._bus.unsubscribe("face", face)
+        self._states.pop(face, None)
+        self.info["faces"] = " ".join(self._states)
 
     def _prepare(self, face: Face) -> None:
         if face.face in self._states or face.face not in self._wanted:

@@ -96,8 +96,7 @@ class MelFeatures:
         self._now_s = now_s
         self._pool.expire(now_s)
         for name in [n for n, s in self._sessions.items() if now_s - s.told_s > SESSION_SILENT_S]:
-            del self._sessions[name]
-            self._waiting.forget_turns(set(self._sessions))
+            self._drop(name)
         for worker, why in self._pool.refusals(now_s):
             self._tally.drop("worker_refused", why)
             self._bus.send("work", Refusal(worker=worker, text=why), worker)
@@ -134,8 +133,17 @@ class MelFeatures:
             )
         self._wanted = self._missed = 0
 
+    def _drop(self, name: str) -> None:
+        del self._sessions[name]
+        self._forget(name, "dropped_epoch")
+        self._waiting.forget_turns(set(self._sessions))
+
     def _follow(self, state: SessionState) -> None:
         session = self._sessions.get(state.session)
+        if state.ended:
+            if session is not None:
+                self._drop(state.session)
+            return
         if session is None:
             if len(self._sessions) >= MOST_SESSIONS:
                 self._tally.drop("sessions_refused", f"more than {MOST_SESSIONS} sessions")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import cv2
 
-from services.streamer.photos import Photos
-from services.streamer.server import PortTakenError, serve
+from services.streamer.server import CertificateError, PortTakenError, serve
 from services.streamer.stage import Stage
 from shared.service import EXIT_FAILED, configured
 from shared.settings import LOOPBACK, redacted
-
-DEMO_FACE = Path(__file__).parent.parent / "face_prep" / "assets" / "demo_face.png"
 
 
 def run() -> int:
@@ -24,14 +20,17 @@ def run() -> int:
         serve(
             settings.host,
             settings.port,
-            lambda: Stage(settings, Photos(DEMO_FACE), log),
+            lambda: Stage(settings, log),
             token=settings.token,
+            names=tuple(filter(None, settings.names.split(","))),
             local=settings.published in LOOPBACK,
+            tls=(settings.tls_cert, settings.tls_key) if settings.tls_cert else None,
             max_viewers=settings.max_viewers,
+            max_sessions=settings.max_sessions,
             on_ready=lambda url: log.info("the page is at %s ; %s", url, redacted(settings)),
         )
-    except PortTakenError as error:
-        log.error("%s", error.strerror)  # noqa: TRY400  # the text is meant for a person
+    except (PortTakenError, CertificateError) as error:
+        log.error("%s", error.args[-1])  # noqa: TRY400  # the text is meant for a person
         return EXIT_FAILED
     return 0
 

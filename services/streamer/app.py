@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
-import wave
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from threading import BoundedSemaphore
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
-import numpy as np
-from flask import Flask, Response, jsonify, redirect, render_template, request
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, g, jsonify, render_template, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from services.streamer import api, feeds, recordings_api, sockets, whep
+from services.streamer.answers import RefusedError, done, or_conflict, session_of, wants_json
+from services.streamer.api import SERVICE_WORDS, status_json
 from services.streamer.control import UploadError
 from services.streamer.guard import Refusal
-from services.streamer.line import TcpLine
-from services.streamer.mjpeg import CONTENT_TYPE, HubClosedError, TooManyViewersError, parts
+from services.streamer.uploads import (
+    MAX_PHOTO_BYTES,
+    MAX_SPEECH_S,
+    MAX_WAV_BYTES,
+    TOO_LARGE_PHOTO,
+    TOO_LONG_SPEECH,
+    read_index,
+    read_photo,
+    read_wav,
+    sent_speech,
+)
 from shared.clock import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from werkzeug.wrappers import Response as AnyResponse
 
     from services.streamer.control import Control
@@ -31,11 +38,19 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_PHOTO_BYTES", "MAX_SPEECH_S", "create_app", "read_wav"]
 
-MAX_PHOTO_BYTES: Final = 10 * 1024 * 1024
-MAX_WAV_BYTES: Final = 20 * 1024 * 1024
 MAX_FORM_BYTES: Final = 64 * 1024
-MAX_SPEECH_S: Final = 600
-SESSION: Final = "default"
+MAX_BODY_BYTES: Final = {
+    **dict.fromkeys(("upload", "api.face"), MAX_PHOTO_BYTES + MAX_FORM_BYTES),
+    **dict.fromkeys(("speak", "api.speak"), MAX_WAV_BYTES),
+}
+"""of the endpoints that take more than a form"""
+TOO_LARGE: Final = {
+    **dict.fromkeys(("upload", "api.face"), TOO_LARGE_PHOTO),
+    **dict.fromkeys(("speak", "api.speak"), TOO_LONG_SPEECH),
+}
+STREAMS: Final = frozenset({"/video_feed", "/audio_feed", "/ws/player", "/ws/audio"})
+"""paths whose answers last"""
+NO_PLACE: Final = "As many streams are open as this server takes. Close one of them and try again."
 BODY_TIMEOUT_S: Final = 15.0
 """longest pause inside the body of a request"""
 
@@ -46,60 +61,59 @@ DRAIN_S: Final = 10.0
 
 log = logging.getLogger(__name__)
 
-SERVICE_WORDS: Final = {
-    "audio_capture": "Sound",
-    "mel_features": "Speech",
-    "face_prep": "Face",
-    "inference": "Lips",
-    "streamer": "Picture",
-}
-
+CONTENT_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self'{socket}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 SECURITY_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     # With no-referrer a browser would send "Origin: null" with our own forms.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
 }
 
-NO_STORE: Final = {"Cache-Control": "no-store", "X-Generated-By": "Mouthpiece", "X-Synthetic": "yes"}
 
+def create_app(control: Control, guard: Guard, *, max_streams: int = 88) -> Flask:
+    """Make the WSGI application of one streamer.
 
-class RefusedError(Exception):
-    """A request is refused; the text is for the person who sent it."""
-
-    def __init__(self, status: HTTPStatus, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-def create_app(control: Control, guard: Guard) -> Flask:
-    """Make the WSGI application of one streamer."""
+    Args:
+        control: what the routes act on.
+        guard: what runs before each of them.
+        max_streams: most requests to `STREAMS` at once; each holds a thread as long as it lasts.
+    """
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_FORM_BYTES
     app.jinja_env.globals["service_words"] = SERVICE_WORDS
+
+    places = BoundedSemaphore(max_streams)
 
     @app.before_request
     def admit() -> AnyResponse | None:
         sock = request.environ.get("gunicorn.socket")
         if sock is not None:
             sock.settimeout(BODY_TIMEOUT_S)
-        if request.endpoint == "upload":
-            request.max_content_length = MAX_PHOTO_BYTES + MAX_FORM_BYTES
-        elif request.endpoint == "speak":
-            request.max_content_length = MAX_WAV_BYTES
+        request.max_content_length = MAX_BODY_BYTES.get(request.endpoint or "", MAX_FORM_BYTES)
+        g.holds_place = False
         answer = guard.check(request)
         if isinstance(answer, Refusal):
-            raise RefusedError(answer.status, answer.text)
+            response = _answer(answer.status, answer.text)
+            response.headers.extend(answer.headers)
+            return response
+        if answer is None and request.path in STREAMS:
+            g.holds_place = places.acquire(blocking=False)
+            if not g.holds_place:
+                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, NO_PLACE)
         return answer
 
     @app.after_request
     def harden(response: Response) -> Response:
+        if g.holds_place:
+            response.call_on_close(places.release)
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
+        response.headers.setdefault("Content-Security-Policy", CONTENT_POLICY.format(socket=_own_socket(guard)))
         if request.endpoint != "static":
             response.headers.setdefault("Cache-Control", "no-store")
         else:
@@ -125,15 +139,27 @@ def create_app(control: Control, guard: Guard) -> Flask:
             HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that kind of request.",
             HTTPStatus.INTERNAL_SERVER_ERROR: "Something went wrong here; the log of the streamer says what.",
         }.get(status, error.description or status.phrase)
-        return _answer(status, text)
+        response = _answer(status, text)
+        if isinstance(error, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+        return response
 
     @app.get("/")
     def page() -> str:
-        return render_template("index.html", status=control.status())
+        return render_template("index.html", status=session_of(control).status())
 
     @app.get("/requests")
     def requests_page() -> str:
         return page()
+
+    @app.get("/view/<name>")
+    def view(name: str) -> str:
+        background = request.args.get("background", "")
+        return render_template(
+            "view.html",
+            session=session_of(control, name).name,
+            background=background if background in {"transparent", "green"} else "",
+        )
 
     @app.post("/requests")
     def requests() -> AnyResponse:
@@ -142,91 +168,39 @@ def create_app(control: Control, guard: Guard) -> Flask:
         if len(wanted) != 1:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "Send one of start=Start, stop=Stop and clear=clear.")
         if wanted == ["start"]:
-            _or_conflict(control.start, form.get("source") or None)
+            or_conflict(session_of(control).start, form.get("source") or None)
         elif wanted == ["stop"]:
-            control.stop()
+            session_of(control).stop()
         else:
-            control.clear()
-        return _done(_status_json(control))
+            session_of(control).clear()
+        return done(status_json(session_of(control)))
 
     @app.post("/source")
     def source() -> AnyResponse:
         name = request.form.get("source", "")
         if not name:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "Say which source of sound: source=mic, demo, network or file.")
-        _or_conflict(control.choose_source, name)
-        return _done(_status_json(control))
+        or_conflict(session_of(control).choose_source, name)
+        return done(status_json(session_of(control)))
 
     @app.post("/face")
     def face() -> AnyResponse:
-        _or_conflict(control.choose_face, _index(request.form.get("index", "")))
-        return _done(_status_json(control))
+        or_conflict(session_of(control).choose_face, read_index(request.form.get("index", "")))
+        return done(status_json(session_of(control)))
 
     @app.post("/upload")
     def upload() -> AnyResponse:
-        file = request.files.get("image")
-        if file is None:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "No photo came with it. Choose one and try again.")
-        data = file.stream.read(MAX_PHOTO_BYTES + 1)
-        if not data:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "The photo is empty. Choose another one and try again.")
-        if len(data) > MAX_PHOTO_BYTES:
-            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _too_large())
-        if not _is_photo(data):
-            raise RefusedError(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                "This is not a JPEG, PNG or WebP picture, whatever its name says. Save it as one and try again.",
-            )
-        index = _index(request.form.get("index") or "0")
-        face_id = control.upload(data, index, _box(request.form.get("box", "")))
-        return _done({"face": face_id})
+        return done({"face": or_conflict(session_of(control).upload, *read_photo())})
 
     @app.post("/speak")
     def speak() -> AnyResponse:
-        try:
-            pcm = read_wav(request.get_data(cache=False))
-        except ValueError as error:
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error)) from error
-        _or_conflict(control.speak, pcm)
-        return _done({"seconds": pcm.size / SAMPLE_RATE_HZ})
-
-    @app.get("/video_feed")
-    def video_feed() -> Response:
-        _know_session()
-        sock = request.environ.get("gunicorn.socket")
-        if sock is None:
-            raise RefusedError(HTTPStatus.NOT_IMPLEMENTED, "The stream needs the server that scripts/run starts.")
-        with ExitStack() as stack:
-            try:
-                viewer = stack.enter_context(control.frames.viewer())
-            except TooManyViewersError as error:
-                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
-            except HubClosedError as error:
-                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The server is stopping.") from error
-            try:
-                line = TcpLine(sock)
-            except OSError:  # it has gone before it got an answer
-                return Response(status=HTTPStatus.NO_CONTENT)
-            body = _Body(parts(control.frames, viewer, line), stack.pop_all())
-        return Response(body, content_type=CONTENT_TYPE, headers={**NO_STORE, "X-Accel-Buffering": "no"})
-
-    @app.get("/snapshot.jpg")
-    def snapshot() -> Response:
-        _know_session()
-        frame = control.frames.latest()
-        if frame is None:
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "There is no picture yet. Try again in a second.")
-        jpeg = control.frames.jpeg(frame, control.frames.rungs[0])
-        headers = {**NO_STORE, "X-Frame": str(frame.seq), "X-Media-Time": str(frame.media_time)}
-        return Response(jpeg, content_type="image/jpeg", headers=headers)
-
-    @app.get("/api/status")
-    def api_status() -> Response:
-        return jsonify(_status_json(control))
+        pcm = sent_speech()
+        or_conflict(session_of(control).speak, pcm)
+        return done({"seconds": pcm.size / SAMPLE_RATE_HZ})
 
     @app.get("/healthz")
     def healthz() -> tuple[Response, HTTPStatus]:
-        services = control.status().services
+        services = control.session().status().services
         ok = bool(services) and all(service.alive for service in services)
         body = {
             "ok": ok,
@@ -248,70 +222,13 @@ def create_app(control: Control, guard: Guard) -> Flask:
     def metrics() -> Response:
         return Response(control.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
+    for part in (feeds, sockets, api, recordings_api, whep):
+        app.register_blueprint(part.blueprint(control, guard))
     return app
 
 
-class _Body(Iterator[bytes]):
-    """The parts of a stream, and what to give back when it ends.
-
-    A generator would not do: one that was never started does not run its `finally`, and the place of a viewer that
-    left before the first byte would stay taken.
-    """
-
-    def __init__(self, body: Iterator[bytes], stack: ExitStack) -> None:
-        self._body = body
-        self._stack = stack
-
-    def __next__(self) -> bytes:
-        return next(self._body)
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-def read_wav(data: bytes) -> npt.NDArray[np.int16]:
-    """Read a WAV file of the only kind that the page makes: PCM16, 16 kHz, mono, at most `MAX_SPEECH_S` long.
-
-    Returns:
-        samples, full scale 32768, (samples,)
-
-    Raises:
-        ValueError: it is another kind of file; the text says which kind is wanted.
-    """
-    wanted = "Send a WAV file with 16-bit samples, 16 kHz, mono."
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            layout = (file.getsampwidth(), file.getnchannels(), file.getframerate())
-            if layout != (2, 1, SAMPLE_RATE_HZ):
-                found = f"{8 * layout[0]} bits, {layout[1]} channels and {layout[2]} Hz"
-                raise ValueError(f"This sound has {found}. {wanted}")
-            told = file.getnframes()
-            if told > MAX_SPEECH_S * SAMPLE_RATE_HZ:
-                raise ValueError(f"This sound is longer than {MAX_SPEECH_S // 60} minutes. Cut it and try again.")
-            raw = file.readframes(told)
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"This is not a sound file that can be read here. {wanted}") from error
-    if len(raw) != 2 * told:
-        raise ValueError("This sound file ends before its end: it was cut off on its way. Try again.")
-    if not raw:
-        raise ValueError("This sound file holds no sound.")
-    return np.frombuffer(raw, "<i2").astype(np.int16)
-
-
-def _status_json(control: Control) -> dict[str, Any]:
-    status = asdict(control.status())
-    for service in status["services"]:
-        service["words"] = SERVICE_WORDS.get(service["name"], service["name"])
-    return status
-
-
-def _done(body: dict[str, Any]) -> AnyResponse:
-    """The answer after something was done: JSON for scripts, the page for forms."""
-    return jsonify(body) if _wants_json() else redirect("/", HTTPStatus.SEE_OTHER)
-
-
 def _answer(status: HTTPStatus, text: str) -> AnyResponse:
-    if _wants_json() or request.path.startswith("/api/"):
+    if wants_json() or request.path.startswith("/api/"):
         response: Response = jsonify({"error": text})
     elif request.accept_mimetypes.accept_html and request.accept_mimetypes.best != "*/*":
         response = Response(
@@ -323,6 +240,18 @@ def _answer(status: HTTPStatus, text: str) -> AnyResponse:
     if status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = 'Bearer realm="mouthpiece"'
     return response
+
+
+def _own_socket(guard: Guard) -> str:
+    """Our own address as a source of WebSockets: browsers before 2022 do not take 'self' for it."""
+    try:
+        own = urlsplit(f"//{request.headers.get('Host', '')}")
+        name, port = own.hostname or "", own.port
+    except ValueError:
+        return ""
+    if ":" in name or not guard.knows_host(request.headers.get("Host", "")):  # policies know no IPv6 addresses
+        return ""
+    return f" {'wss' if request.is_secure else 'ws'}://{name}" + (f":{port}" if port else "")
 
 
 def _drain() -> None:
@@ -341,55 +270,5 @@ def _drain() -> None:
         log.debug("the sender of a large body went away")
 
 
-def _wants_json() -> bool:
-    accepted = request.accept_mimetypes
-    return accepted["application/json"] > accepted["text/html"]
-
-
-def _or_conflict(do: Any, argument: Any) -> None:
-    try:
-        do(argument)
-    except UploadError:
-        raise
-    except ValueError as error:
-        raise RefusedError(HTTPStatus.CONFLICT, str(error)) from error
-
-
-def _know_session() -> None:
-    name = request.args.get("session", SESSION)
-    if name != SESSION:
-        raise RefusedError(HTTPStatus.NOT_FOUND, f"There is no such session. The only one here is “{SESSION}”.")
-
-
 def _too_large() -> str:
-    if request.endpoint == "speak":
-        return f"This sound is too long: at most {MAX_SPEECH_S // 60} minutes. Cut it and try again."
-    if request.endpoint == "upload":
-        return "This photo is larger than 10 MB. Make it smaller and try again."
-    return "This request is too large."
-
-
-def _is_photo(data: bytes) -> bool:
-    """Whether a file begins as JPEG, PNG or WebP files do. What is behind it is looked at by face_prep."""
-    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or webp
-
-
-def _index(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text[:4]) < 64 and len(text) < 4):
-        raise RefusedError(HTTPStatus.BAD_REQUEST, "index must be a whole number from 0 (the largest face) to 63.")
-    return int(text)
-
-
-def _box(text: str) -> tuple[int, int, int, int] | None:
-    if not text.strip():
-        return None
-    words = text.replace(",", " ").split()
-    if len(words) == 4 and all(word.isascii() and word.isdecimal() and len(word) < 6 for word in words):
-        x1, y1, x2, y2 = (int(word) for word in words)
-        if x1 < x2 <= 2**15 and y1 < y2 <= 2**15:
-            return x1, y1, x2, y2
-    raise RefusedError(
-        HTTPStatus.BAD_REQUEST,
-        "box must be four whole numbers, left,top,right,bottom of the face in pixels, as in box=120,80,360,400.",
-    )
+    return TOO_LARGE.get(request.endpoint or "", "This request is too large.")

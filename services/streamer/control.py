@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +17,28 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from services.streamer.mjpeg import FrameHub
+    from services.streamer.recordings import Recordings
+    from services.streamer.sound import SoundHub
 
-__all__ = ["Control", "FaceStatus", "Service", "SourceChoice", "Status", "UploadError"]
+__all__ = [
+    "DEFAULT",
+    "Control",
+    "FaceStatus",
+    "InputClosedError",
+    "InputEvent",
+    "LimitError",
+    "PushInput",
+    "Service",
+    "SessionControl",
+    "SourceChoice",
+    "Status",
+    "TakenError",
+    "UnknownSessionError",
+    "UploadError",
+]
+
+DEFAULT: Final = "default"
+"""the session that is always there; the routes of the prototype act on it"""
 
 
 class UploadError(ValueError):
@@ -28,6 +48,43 @@ class UploadError(ValueError):
         super().__init__(text)
         self.status = status
         """HTTP status of the answer, 4xx"""
+
+
+class UnknownSessionError(KeyError):
+    """There is no such session."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.text = f"There is no session “{name}” here."
+
+
+class TakenError(ValueError):
+    """The name of a session is taken, or its input is; the text says so."""
+
+
+class LimitError(RuntimeError):
+    """There are as many as there may be; the text says how many and what to do."""
+
+
+class InputClosedError(RuntimeError):
+    """The session takes no more from this connection; the text says why."""
+
+
+@dataclass(frozen=True)
+class InputEvent:
+    """What happened to sound that was pushed."""
+
+    kind: Literal["started", "ended", "interrupted", "room", "closed"]
+    """started, ended: the listener began, or finished, to hear an utterance; interrupted: it was cut off; room: there
+    is room again; closed: the session takes no more from here"""
+    utterance: int = 0
+    """number of the utterance, from 0; `flush` ends one"""
+    sample: int = 0
+    """how much of everything pushed by this connection was heard by then, samples at 16 kHz"""
+    waiting: int = 0
+    """pushed and not yet heard, samples at 16 kHz"""
+    text: str = ""
+    """why, for a person; of closed"""
 
 
 @dataclass(frozen=True)
@@ -56,8 +113,9 @@ class Service:
 class SourceChoice:
     """A source of sound that the page offers."""
 
-    id: Literal["mic", "demo", "network", "file"]
-    """`network` is what the page sends itself: the person's own sound file"""
+    id: Literal["mic", "browser", "demo", "network", "file"]
+    """mic: of the machine that serves; browser: of the one that looks at the page; network: sound that is pushed, such
+    as a person's own file or the speech of a voice agent"""
     label: str
     """words on the button"""
     available: bool
@@ -101,6 +159,10 @@ class Status:
     source_text: str = ""
     """name of the device or file, or what is wrong with it"""
     services: tuple[Service, ...] = ()
+    session: str = DEFAULT
+    """its name"""
+    recording: str = ""
+    """id of the recording that is being made; empty when there is none"""
     notices: tuple[str, ...] = ()
     """what is missing and what to do, most urgent first"""
     fps: float = 0.0
@@ -115,10 +177,62 @@ class Status:
     """of the picture, px"""
 
 
-class Control(Protocol):
-    """The streamer as its routes see it. Safe to call from any thread."""
+class PushInput(Protocol):
+    """One connection that pushes sound into a session. Safe to call from the thread that holds it.
 
+    Sound is 16 kHz mono int16. As the source `network` it may come faster than it is heard and waits, up to `bound`
+    samples; as the source `browser` it is heard as it comes and never waits.
+    """
+
+    bound: int
+    """most samples that may wait"""
+
+    @property
+    def room(self) -> int:
+        """Samples that may be pushed now; whoever pushes waits until there is room (event `room`)."""
+        ...
+
+    def put(self, pcm: npt.NDArray[np.int16], arrived_ns: int) -> None:
+        """Push sound, at most 1 s and at most `room` samples of it.
+
+        Args:
+            pcm: (samples,).
+            arrived_ns: when it came here, monotonic ns.
+
+        Raises:
+            InputClosedError: the session takes no more from here (it was stopped, deleted, or another one pushes now).
+            ValueError: more than there is room for.
+        """
+        ...
+
+    def flush(self) -> int:
+        """End an utterance here: what was pushed is said to its end at once. Gives the number of the utterance."""
+        ...
+
+    def interrupt(self) -> None:
+        """Forget what was pushed and not heard: the mouth closes, the sound stops. An event tells what was heard."""
+        ...
+
+    def events(self) -> list[InputEvent]:
+        """What happened since the last call."""
+        ...
+
+    def fileno(self) -> int:
+        """Readable when there are events."""
+        ...
+
+    def close(self) -> None:
+        """No more will be pushed. What was pushed is said to its end. May be called twice."""
+        ...
+
+
+class SessionControl(Protocol):
+    """One session as the routes see it. Safe to call from any thread."""
+
+    name: str
     frames: FrameHub
+    sound: SoundHub
+    recordings: Recordings
 
     def status(self) -> Status:
         """The present state."""
@@ -153,7 +267,11 @@ class Control(Protocol):
         ...
 
     def clear(self) -> None:
-        """Stop and go back to the demo face."""
+        """Stop and go back to the demo face; the photos of this session are forgotten."""
+        ...
+
+    def interrupt(self) -> None:
+        """Fall silent at once: what was not heard yet of the present time line is dropped in every stage."""
         ...
 
     def choose_source(self, source: str) -> None:
@@ -180,6 +298,59 @@ class Control(Protocol):
 
         Raises:
             ValueError: it cannot be taken now.
+        """
+        ...
+
+    def push(self, *, live: bool) -> PushInput:
+        """Begin to push sound, and to talk. Whoever pushed before is closed.
+
+        Args:
+            live: a microphone (source `browser`); otherwise sound that may come faster than it is heard (`network`).
+        """
+        ...
+
+    def note_heard(self, epoch: int, sample: int) -> None:
+        """A player tells which sample of an epoch was audible last when the epoch was cut off."""
+        ...
+
+    def note_skew(self, seconds: float) -> None:
+        """A player tells how far the picture that it drew was from the sound that it played; positive: picture late."""
+        ...
+
+
+class Control(Protocol):
+    """The streamer as its routes see it. Safe to call from any thread."""
+
+    def session(self, name: str = DEFAULT) -> SessionControl:
+        """Give a session.
+
+        Raises:
+            UnknownSessionError: there is none of that name.
+        """
+        ...
+
+    def sessions(self) -> list[str]:
+        """The names of all sessions, oldest first."""
+        ...
+
+    def create(self, name: str | None = None) -> SessionControl:
+        """Begin a session.
+
+        Args:
+            name: letters, digits, - and _, at most 32; None to have one made.
+
+        Raises:
+            TakenError: there is one of that name.
+            LimitError: there are as many as there may be.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """End a session for good: its streams end, its photos, faces, sound and recordings are deleted.
+
+        Raises:
+            UnknownSessionError: there is none of that name.
+            ValueError: it is the session `default`, which stays.
         """
         ...
 

@@ -23,9 +23,11 @@ from shared.service import BUCKETS_S
 
 if TYPE_CHECKING:
     from services.streamer.mjpeg import FrameHub
+    from services.streamer.sound import SoundHub
 
-__all__ = ["FAMILIES", "Family", "exposition"]
+__all__ = ["FAMILIES", "Family", "Screen", "exposition"]
 
+SESSION: Final = ("session",)
 PROCESS: Final = ("service", "process")
 """Prometheus puts `instance` and `job` to it: which streamer told it"""
 ENGINE: Final = ("engine", "device", "threads", "precision")
@@ -116,14 +118,19 @@ FAMILIES: Final = {
         Family("mouthpiece_sessions", "gauge", "sessions that are followed"),
         Family("mouthpiece_faces_held", "gauge", "faces that a worker holds prepared"),
         # the picture
-        Family("mouthpiece_session_running", "gauge", "1 while sound is heard and frames are wanted"),
-        Family("mouthpiece_frame_rate_hz", "gauge", "pictures handed to the viewers in the last second"),
-        Family("mouthpiece_latency_seconds", "gauge", "sound heard to frame shown, smoothed"),
-        Family("mouthpiece_playout_delay_seconds", "gauge", "age at which frames are due"),
-        Family("mouthpiece_av_skew_seconds", "gauge", "how late frames are shown against their sound, smoothed"),
+        Family("mouthpiece_session_running", "gauge", "1 while sound is heard and frames are wanted", SESSION),
+        Family("mouthpiece_frame_rate_hz", "gauge", "pictures handed to the viewers in the last second", SESSION),
+        Family("mouthpiece_latency_seconds", "gauge", "sound heard to frame shown, smoothed", SESSION),
+        Family("mouthpiece_playout_delay_seconds", "gauge", "age at which frames are due", SESSION),
+        Family(
+            "mouthpiece_av_skew_seconds", "gauge", "how late frames are shown against their sound, smoothed", SESSION
+        ),
         Family("mouthpiece_av_skew_abs_seconds", "histogram", "how far from its sound each frame was shown"),
-        Family("mouthpiece_viewers", "gauge", "open streams", ()),
-        Family("mouthpiece_viewer_rate_hz", "gauge", "frames a second of each viewer", ("viewer",)),
+        Family("mouthpiece_listeners", "gauge", "open streams of sound", SESSION),
+        Family("mouthpiece_pushed_waiting_seconds", "gauge", "sound that was pushed and not heard yet", SESSION),
+        Family("mouthpiece_player_skew_abs_seconds", "histogram", "how far from its sound a player drew its picture"),
+        Family("mouthpiece_viewers", "gauge", "open streams", SESSION),
+        Family("mouthpiece_viewer_rate_hz", "gauge", "frames a second of each viewer", ("session", "viewer")),
         Family("mouthpiece_jpegs_total", "counter", "JPEGs encoded", ()),
         Family("mouthpiece_jpeg_seconds_total", "counter", "processor time that encoding them took", ()),
         # messages
@@ -166,6 +173,7 @@ COUNTED: Final = (
     Source("refused.*", "mouthpiece_messages_refused_total"),
     Source("hist.age_*", "mouthpiece_frame_age_seconds"),
     Source("hist.took_*", "mouthpiece_stage_duration_seconds"),
+    Source("hist.player_skew*", "mouthpiece_player_skew_abs_seconds"),
     Source("hist.skew*", "mouthpiece_av_skew_abs_seconds"),
 )
 PRESENT: Final = (
@@ -178,19 +186,33 @@ PRESENT: Final = (
     Source("sessions", "mouthpiece_sessions"),
     Source("faces", "mouthpiece_faces_held"),
     Source("render_ms", "mouthpiece_render_mean_seconds", scale=1e-3),
-    Source("running", "mouthpiece_session_running"),
-    Source("fps", "mouthpiece_frame_rate_hz"),
-    Source("latency_ms", "mouthpiece_latency_seconds", scale=1e-3),
-    Source("delay_ms", "mouthpiece_playout_delay_seconds", scale=1e-3),
-    Source("skew_ms", "mouthpiece_av_skew_seconds", scale=1e-3),
     Source("pss_bytes", "mouthpiece_proportional_memory_bytes"),
     Source("open_files", "mouthpiece_open_files"),
 )
 """of the gauges; `COUNTED` of the counters"""
 
 
+@dataclass(frozen=True)
+class Screen:
+    """What is seen and heard of one session."""
+
+    hub: FrameHub
+    sound: SoundHub
+    running: bool
+    frame_rate_hz: float
+    latency_s: float | None
+    """None before the first frame"""
+    delay_s: float
+    skew_s: float
+    waiting_s: float
+
+
 def exposition(
-    pulses: Sequence[Pulse], starts: Mapping[str, int], given_up: Mapping[str, str], hub: FrameHub, now_s: float
+    pulses: Sequence[Pulse],
+    starts: Mapping[str, int],
+    given_up: Mapping[str, str],
+    screens: Mapping[str, Screen],
+    now_s: float,
 ) -> bytes:
     """Write everything that is counted.
 
@@ -198,7 +220,7 @@ def exposition(
         pulses: the newest beat of every process.
         starts: by service, how many processes began to beat.
         given_up: by service, why it is left down; empty words while it is not.
-        hub: the viewers.
+        screens: by session, its viewers and what they see.
         now_s: monotonic time.
 
     Returns:
@@ -212,15 +234,30 @@ def exposition(
         table.add("mouthpiece_given_up", (service,), bool(words))
     for pulse in pulses:
         _tell_process(table, pulse, now_s)
-    stats = hub.stats()
-    for viewer in stats:
-        table.add("mouthpiece_viewer_rate_hz", (str(viewer.id),), viewer.rate_hz)
-    table.add("mouthpiece_viewers", (), len(stats))
-    table.add("mouthpiece_jpegs_total", (), hub.encodes)
-    table.add("mouthpiece_jpeg_seconds_total", (), hub.encode_s)
+    table.add("mouthpiece_jpegs_total", (), 0)
+    table.add("mouthpiece_jpeg_seconds_total", (), 0)
+    for name, screen in screens.items():
+        _tell_screen(table, name, screen)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(table)
     return generate_latest(registry)
+
+
+def _tell_screen(table: _Table, name: str, screen: Screen) -> None:
+    stats = screen.hub.stats()
+    for viewer in stats:
+        table.add("mouthpiece_viewer_rate_hz", (name, str(viewer.id)), viewer.rate_hz)
+    table.add("mouthpiece_viewers", (name,), len(stats))
+    table.add("mouthpiece_listeners", (name,), screen.sound.listeners)
+    table.add("mouthpiece_jpegs_total", (), screen.hub.encodes)
+    table.add("mouthpiece_jpeg_seconds_total", (), screen.hub.encode_s)
+    table.add("mouthpiece_session_running", (name,), screen.running)
+    table.add("mouthpiece_frame_rate_hz", (name,), screen.frame_rate_hz)
+    table.add("mouthpiece_playout_delay_seconds", (name,), screen.delay_s)
+    table.add("mouthpiece_av_skew_seconds", (name,), screen.skew_s)
+    table.add("mouthpiece_pushed_waiting_seconds", (name,), screen.waiting_s)
+    if screen.latency_s is not None:
+        table.add("mouthpiece_latency_seconds", (name,), screen.latency_s)
 
 
 def _tell_process(table: _Table, pulse: Pulse, now_s: float) -> None:

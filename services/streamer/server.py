@@ -10,18 +10,21 @@ import ctypes
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
-from gunicorn.workers.gthread import ThreadWorker
 
 from services.streamer.app import create_app
+from services.streamer.connections import MOST_KEPT, MOST_LINGERING, MOST_QUEUED, MOST_WAITING, PatientWorker
 from services.streamer.guard import Guard
 
 if TYPE_CHECKING:
@@ -31,10 +34,13 @@ if TYPE_CHECKING:
 
     from services.streamer.control import Control
 
-__all__ = ["PortTakenError", "serve"]
+__all__ = ["CertificateError", "PortTakenError", "serve"]
 
 SPARE_THREADS: Final = 24
-"""threads beside those of the viewers, for all other requests"""
+"""threads beside those of the streams, for all other requests"""
+MOST_THREADS: Final = 512
+FILES: Final = 4096
+"""files that may be open, where the system lets us: each connection is one"""
 LEAVE_S: Final = 1.5
 """longest time between the order to stop and the end of the worker"""
 STREAMS_END_S: Final = 0.2
@@ -48,6 +54,10 @@ class PortTakenError(OSError):
     """The port cannot be had; the text is for the operator."""
 
 
+class CertificateError(ValueError):
+    """The certificate or its key cannot be used; the text is for the operator."""
+
+
 def serve(
     host: str,
     port: int,
@@ -56,7 +66,9 @@ def serve(
     token: str = "",
     names: tuple[str, ...] = (),
     local: bool = False,
+    tls: tuple[str, str] | None = None,
     max_viewers: int = 64,
+    max_sessions: int = 1,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; does not return, but leaves the process with exit code 0.
@@ -68,18 +80,51 @@ def serve(
         token: secret that each request must carry; empty for none.
         names: further host names under which the server may be reached.
         local: whether only this machine reaches it, however wide it is bound.
-        max_viewers: most streams at once; `FrameHub` of the control must hold the same number.
+        tls: PEM files of the certificate with its chain and of its private key; with them it speaks HTTPS only.
+        max_viewers: most viewers of one session at once.
+        max_sessions: most sessions at once. For each viewer of each there is room for a picture and a sound stream, up
+            to `MOST_THREADS` threads; a stream beyond gets a 503.
         on_ready: called in the master with the address of the page as soon as connections are taken.
 
     Raises:
+        CertificateError: certificate and key cannot be used.
         PortTakenError: the port or the address cannot be had.
     """
+    _Worker.tls = tls and _tls_context(*tls)
     listener = _bind(host, port)
     port = listener.getsockname()[1]
-    guard = Guard(host, port, token, names, local)
+    guard = Guard(host, port, token, names, local, tls=tls is not None)
     shown = "127.0.0.1" if host in {"", "0.0.0.0", "::"} else host  # noqa: S104
-    url = f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
-    _Server(listener, build_control, guard, max_viewers, lambda: on_ready(url) if on_ready else None).run()
+    url = f"{'https' if tls else 'http'}://{f'[{shown}]' if ':' in shown else shown}:{port}/"
+    threads = min(MOST_THREADS, 2 * max_viewers * max_sessions + SPARE_THREADS)
+    _Server(listener, build_control, guard, tls, threads, lambda: on_ready(url) if on_ready else None).run()
+
+
+def _tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """Read both files before anything else is done: gunicorn would find out at the first connection."""
+    for setting, path in (("CERT", certificate), ("KEY", key)):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            raise CertificateError(f"MOUTHPIECE_TLS_{setting}: the file cannot be read ({error.strerror})") from error
+
+    def no_password() -> str:
+        raise CertificateError("MOUTHPIECE_TLS_KEY: this key asks for a password; give one without")
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key, no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            text = "MOUTHPIECE_TLS_KEY is not the key of the certificate in MOUTHPIECE_TLS_CERT"
+        else:
+            text = (
+                "MOUTHPIECE_TLS_CERT and MOUTHPIECE_TLS_KEY must be PEM files, a certificate and its private key "
+                f"({error.reason or 'no PEM was found in one of them'})"
+            )
+        raise CertificateError(text) from error
+    return context
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -117,7 +162,7 @@ class _QuietLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         """No log of requests: the metrics count them, and addresses of people do not belong there."""
 
 
-class _Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class _Worker(PatientWorker):
     """A threaded worker that ends its streams when it is told to stop."""
 
     _leaving = False
@@ -152,34 +197,38 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         listener: socket.socket,
         build_control: Callable[[], Control],
         guard: Guard,
-        max_viewers: int,
+        tls: tuple[str, str] | None,
+        threads: int,
         on_ready: Callable[[], None],
     ) -> None:
         self._listener = listener
         self._build_control = build_control
         self._guard = guard
-        self._max_viewers = max_viewers
+        self._tls = tls
+        self._threads = threads
         self._on_ready = on_ready
         self._control: Control | None = None
         super().__init__()
 
     def load_config(self) -> None:
-        threads = self._max_viewers + SPARE_THREADS
+        beside = MOST_WAITING + MOST_KEPT + MOST_QUEUED + MOST_LINGERING
         settings: dict[str, Any] = {
             "bind": [f"fd://{self._listener.detach()}"],
             "workers": 1,
             "worker_class": _Worker,
-            "threads": threads,
-            "worker_connections": threads + 200,
+            "threads": self._threads,
+            "worker_connections": self._threads + beside,
             "keepalive": 5,
             "timeout": 30,
             "graceful_timeout": 2,
             "logger_class": _QuietLogger,
             "control_socket_disable": True,
-            "post_fork": lambda _server, _worker: _die_with_parent(),
+            "post_fork": lambda _server, _worker: _begin_worker(),
             "when_ready": lambda _server: self._on_ready(),
             "proc_name": "mouthpiece-streamer",
         }
+        if self._tls:  # the connections are wrapped by the worker; here it tells that requests come by https
+            settings["certfile"], settings["keyfile"] = self._tls
         for name, value in settings.items():
             if name in self.cfg.settings:  # control_socket_disable came with gunicorn 25
                 self.cfg.set(name, value)
@@ -187,7 +236,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     def load(self) -> Flask:
         """Runs in the worker."""
         self._control = self._build_control()
-        return create_app(self._control, self._guard)
+        return create_app(self._control, self._guard, max_streams=self._threads - SPARE_THREADS)
 
     def close(self) -> None:
         """End the streams and the bus, in the worker."""
@@ -195,6 +244,11 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             self._control.close()
 
 
-def _die_with_parent() -> None:
-    """A worker whose master was killed outright would keep the port; the kernel ends it instead (prctl(2))."""
+def _begin_worker() -> None:
+    """What holds for the worker process alone."""
+    # One whose master was killed outright would keep the port; the kernel ends it instead (prctl(2)).
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

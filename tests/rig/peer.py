@@ -13,6 +13,7 @@ from pathlib import Path
 import zmq
 
 from shared.messages import Beat, Message, pack, unpack
+from shared.topics import BY_NAME as TOPIC_OF
 from shared.topics import TOPICS, ServiceName, Topic
 from tests.rig.stack import ROOT, free_ports
 
@@ -130,10 +131,13 @@ class Peer:
         self._out[topic].send_multipart([f"{topic}.{key}\0".encode(), *frames])
 
     def receive(self, topic: str, kind: type[Message], timeout_s: float) -> Message:
-        """The next message of a topic."""
-        if not self._in[topic].poll(int(timeout_s * 1000)):
-            raise TimeoutError(f"nothing on {topic} within {timeout_s} s")
-        return unpack(self._in[topic].recv_multipart()[1:], [kind])
+        """The next message of a kind on a topic; others are passed over."""
+        deadline = time.monotonic() + timeout_s
+        while self._in[topic].poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            message = unpack(self._in[topic].recv_multipart()[1:], TOPIC_OF[topic].messages)
+            if isinstance(message, kind):
+                return message
+        raise TimeoutError(f"no {kind.KIND} on {topic} within {timeout_s} s")
 
     def drain(self, topic: str) -> None:
         """Forget what has come."""

@@ -7,6 +7,7 @@ import select
 import shutil
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import soundfile
 
 from services.audio_capture.chunks import Chunk, Hole, Source
 from services.audio_capture.playback import FileSource, NetworkSource, Playout
+from tests.budgets import BURST_CROWD, BURST_MEMORY_SHARE, BURST_S
 
 MS = 1_000_000
 FAIL_S = 20.0
@@ -285,4 +287,166 @@ def test_pushed_sound_of_another_kind_is_refused() -> None:
     source = NetworkSource()
     with pytest.raises(ValueError, match="int16"):
         source.push(0, np.zeros(10, np.float32))
+    source.close()
+
+
+def pushed_sound(items: list[Chunk | Hole]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
+    """All sound of the chunks, and the place in what is pushed that each sample claims; -1 behind its chunk's sound."""
+    chunks = [item for item in items if isinstance(item, Chunk)]
+    ends = [chunk.pushed for chunk in chunks[1:]] + [10**9]
+    places = [chunk.pushed + np.arange(320) for chunk in chunks]
+    cut = [np.where(place < end, place, -1) for place, end in zip(places, ends, strict=True)]
+    return np.concatenate([chunk.pcm for chunk in chunks]), np.concatenate(cut)
+
+
+def drive(playout: Playout, until_ns: int, step_ns: int = 5 * MS, since_ns: int = 0) -> list[Chunk | Hole]:
+    return [item for now_ns in range(since_ns, until_ns + 1, step_ns) for item in playout.take(now_ns)]
+
+
+def test_each_chunk_tells_its_exact_place_in_what_is_pushed() -> None:
+    """Over uneven pieces, a piece that was lost, the end of an utterance, and a pause."""
+    source = NetworkSource()
+    pcm = noise(10_000)
+    for first, last in ((0, 77), (77, 1_000), (1_500, 3_000), (3_000, 3_333)):
+        assert source.push(first, pcm[first:last])
+    source.flush(3_333)
+    items = follow(source)
+    assert source.push(3_333, pcm[3_333:5_000])
+    source.end()
+    items += follow(source)
+    source.close()
+    check_line(items)
+    heard, place = pushed_sound(items)
+    lost = (place >= 1_000) & (place < 1_500)
+    padded = (place < 0) | (place >= 5_000)
+    np.testing.assert_array_equal(heard[~lost & ~padded], pcm[place[~lost & ~padded]])
+    assert not heard[lost | padded].any()
+    told = np.unique(place[~lost & ~padded])
+    np.testing.assert_array_equal(told, [n for n in range(5_000) if not 1_000 <= n < 1_500])
+
+
+def test_other_sources_push_nothing(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(700), 16_000)
+    source = FileSource(tmp_path / "a.wav")
+    source.start()
+    assert {item.pushed for item in follow(source) if isinstance(item, Chunk)} == {-1}
+    source.close()
+
+
+def test_the_end_of_an_utterance_is_said_when_it_is_due() -> None:
+    source = NetworkSource()
+    source.push(0, noise(1_000))
+    began_s = time.monotonic()
+    source.flush(1_000)
+    items = follow(source, 1_280)
+    source.close()
+    assert time.monotonic() - began_s < NetworkSource.QUIET_NS / 1e9, "it did not wait for more"
+    heard = sound_of(items)
+    np.testing.assert_array_equal(heard, np.concatenate((noise(1_000), np.zeros(280, np.int16))))
+
+
+def test_without_a_flush_a_chunk_waits_for_more() -> None:
+    playout = Playout()
+    playout.put(noise(1_000), 0, 0)
+    assert len(drive(playout, 400 * MS)) == 3
+
+
+def test_an_utterance_that_follows_in_time_follows_without_a_seam() -> None:
+    playout = Playout()
+    pcm = noise(1_500)
+    playout.put(pcm[:1_000], 0, 0)
+    playout.pad()
+    playout.put(pcm[1_000:], 30 * MS, 1_000)
+    playout.pad()
+    items = drive(playout, 200 * MS)
+    np.testing.assert_array_equal(sound_of(items), np.concatenate((pcm, np.zeros(100, np.int16))))
+    assert [item.pushed for item in items if isinstance(item, Chunk)] == [0, 320, 640, 960, 1_280]
+
+
+def test_a_flush_of_what_came_before_changes_nothing() -> None:
+    source = NetworkSource()
+    source.flush(0)
+    source.push(0, noise(300))
+    source.push(300, noise(300))
+    source.flush(300)
+    deadline = time.monotonic() + 0.2
+    items: list[Chunk | Hole] = []
+    while time.monotonic() < deadline:
+        select.select([source], [], [], 0.02)
+        items += source.read()
+    source.close()
+    assert len(items) == 1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_speech_that_comes_too_slowly_loses_and_doubles_nothing(share: float) -> None:
+    """A TTS at less than real time: the line pauses again and again, and stays near the clock."""
+    playout = Playout()
+    pcm = noise(32_000)
+    items: list[Chunk | Hole] = []
+    given_ns: list[int] = []
+    sent = 0
+    for now_ns in range(0, 6_000 * MS, 5 * MS):
+        while sent < len(pcm) and now_ns >= sent / 16 / share * MS:
+            playout.put(pcm[sent : sent + 256], now_ns, sent)
+            sent += 256
+            if sent == len(pcm):
+                playout.pad()
+        given = playout.take(now_ns)
+        items += given
+        given_ns += [now_ns - item.captured_ns for item in given if isinstance(item, Chunk)]
+    check_line(items)
+    assert any(isinstance(item, Hole) for item in items) or share > 0.95
+    assert max(given_ns) <= Playout.JITTER_NS + 20 * MS
+    heard, place = pushed_sound(items)
+    mine = (place >= 0) & (place < len(pcm))
+    np.testing.assert_array_equal(place[mine], np.arange(len(pcm)))
+    np.testing.assert_array_equal(heard[mine], pcm)
+
+
+def test_a_burst_of_ten_minutes_loses_nothing_and_costs_no_more_than_its_sound() -> None:
+    """Pushed at 20 times real time, as small pieces, and taken in real time."""
+    pcm = np.tile(noise(16_000), BURST_S)
+    tracemalloc.start()
+    playout = Playout()
+    items: list[Chunk | Hole] = []
+    piece = 330
+    places = iter(range(0, len(pcm), piece))
+    most = 0
+    for now_ms in range(0, BURST_S * 1_000 + 40, 20):
+        for _ in range(20):
+            if (first := next(places, None)) is not None:
+                playout.put(pcm[first : first + piece].copy(), now_ms * MS, first)
+        if now_ms == BURST_S * 50:
+            most = tracemalloc.get_traced_memory()[0]
+        for item in playout.take(now_ms * MS):
+            assert isinstance(item, Chunk)
+            assert item.pushed == item.first_sample
+            np.testing.assert_array_equal(item.pcm, pcm[item.first_sample : item.first_sample + 320])
+            items.append(Hole(item.first_sample, 320, "lost"))
+    tracemalloc.stop()
+    assert len(items) == len(pcm) // 320
+    assert most <= len(pcm) * 2 * BURST_MEMORY_SHARE
+
+
+def test_a_crowd_of_tiny_pieces_costs_no_more_than_their_sound() -> None:
+    tracemalloc.start()
+    playout = Playout()
+    for index in range(BURST_CROWD):
+        playout.put(np.full(1, index % 1_000, np.int16), 0, index)
+        playout.pad()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held <= BURST_CROWD * 2 * BURST_MEMORY_SHARE + 20_000
+    heard = sound_of(playout.take(10**15))
+    np.testing.assert_array_equal(heard[:BURST_CROWD], np.arange(BURST_CROWD) % 1_000)
+
+
+def test_the_bound_counts_sound_and_not_the_holes_in_it() -> None:
+    source = NetworkSource()
+    minute = np.zeros(16_000 * 60, np.int16)
+    for i in range(10):
+        assert source.push(i * 2 * len(minute), minute)
+    assert source.waiting_samples == NetworkSource.BUFFER_SAMPLES
+    assert not source.push(20 * len(minute), minute[:1])
     source.close()

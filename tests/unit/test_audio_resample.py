@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.audio_capture.resample import ClockLine, StreamResampler
+from shared.resample import ClockLine, StreamResampler
 from tests.budgets import (
     RESAMPLER_ALIAS_DB,
     RESAMPLER_LAG_MS,

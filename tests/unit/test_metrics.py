@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.streamer import metrics
 from services.streamer.health import GivenUp, Health, Pulse
-from services.streamer.metrics import FAMILIES, exposition
+from services.streamer.metrics import FAMILIES, Screen, exposition
 from services.streamer.mjpeg import FrameHub
+from services.streamer.sound import SoundHub
 from shared.messages import Beat, pack, unpack
 from shared.service import BUCKETS_S
 from shared.topics import SERVICES
@@ -45,7 +46,7 @@ def everything() -> list[Pulse]:
     counters: dict[str, float] = {}
     for number, source in enumerate(metrics.COUNTED):
         if source.told.startswith("hist."):
-            stage = "" if source.told == "hist.skew*" else "shown"
+            stage = "" if source.told.endswith("skew*") else "shown"
             counters |= {f"{source.told[:-1]}{stage}.{part}": 1.0 for part in parts}
         else:
             counters[source.told.replace("*", "one")] = float(number)
@@ -55,14 +56,22 @@ def everything() -> list[Pulse]:
     return [Pulse(whole, 100.0)]
 
 
+def screen(**fields: Any) -> Screen:
+    whole: dict[str, Any] = {
+        "hub": FrameHub(), "sound": SoundHub(), "running": True, "frame_rate_hz": 25.0, "latency_s": 0.18,
+        "delay_s": 0.1, "skew_s": 0.001, "waiting_s": 0.0,
+    }  # fmt: skip
+    return Screen(**(whole | fields))
+
+
 Found = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def read(pulses: list[Pulse], given_up: dict[str, str] | None = None, now_s: float = 100.5) -> Found:
     """What a scrape finds: value by name and labels."""
     down = dict.fromkeys(SERVICES, "") | (given_up or {})
-    hub = FrameHub()
-    text = exposition(pulses, {"inference": 2}, down, hub, now_s).decode()
+    screens = {"default": screen(), "b": screen(running=False, latency_s=None)}
+    text = exposition(pulses, {"inference": 2}, down, screens, now_s).decode()
     found: Found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -83,7 +92,7 @@ def value(found: Found, name: str, **labels: str) -> float:
 def test_every_family_is_made_of_something():
     hub = FrameHub()
     with hub.viewer():
-        text = exposition(everything(), {}, dict.fromkeys(SERVICES, ""), hub, 100.5).decode()
+        text = exposition(everything(), {}, dict.fromkeys(SERVICES, ""), {"default": screen(hub=hub)}, 100.5).decode()
     samples = {line.split("{")[0].split()[0] for line in text.splitlines() if not line.startswith("#")}
     for family in FAMILIES.values():
         name = f"{family.name}_bucket" if family.kind == "histogram" else family.name
@@ -102,7 +111,7 @@ def test_names_keep_the_conventions():
 def test_values_units_and_labels():
     counters = {"dropped_late": 3.0, "gap_overflow": 2.0, "gap_samples": 8000.0, "sent.beat": 9.0, "playout.late": 4.0}
     pulses = [
-        Pulse(beat("streamer", "s", counters=counters, gauges={"latency_ms": 180.0, "running": 1.0}), 100.0),
+        Pulse(beat("streamer", "s", counters=counters, gauges={"sessions": 2.0}), 100.0),
         Pulse(beat("inference", "a", rss_bytes=7, info={"engine": "builtin", "device": "CPU"}), 100.0),
         Pulse(beat("inference", "b", gauges={"queue": 5.0}, counters={"frames": 5.0}), 90.0),
     ]
@@ -111,7 +120,9 @@ def test_values_units_and_labels():
     assert value(found, "mouthpiece_frames_dropped_total", reason="late") == 7.0
     assert value(found, "mouthpiece_audio_gaps_total", reason="overflow", service="streamer", process="s") == 2.0
     assert value(found, "mouthpiece_audio_gap_seconds_total") == 0.5
-    assert value(found, "mouthpiece_latency_seconds") == pytest.approx(0.18)
+    assert value(found, "mouthpiece_latency_seconds", session="default") == pytest.approx(0.18)
+    assert value(found, "mouthpiece_session_running", session="b") == 0.0
+    assert not [labels for name, labels in found if name == "mouthpiece_latency_seconds" and ("session", "b") in labels]
     assert value(found, "mouthpiece_messages_sent_total", topic="beat") == 9.0
     assert value(found, "mouthpiece_given_up", service="inference") == 1.0
     assert value(found, "mouthpiece_given_up", service="streamer") == 0.0
@@ -198,7 +209,8 @@ def known() -> set[str]:
 
 @needs_promtool
 def test_the_exposition_is_as_prometheus_wants_it():
-    text = exposition(everything(), {}, dict.fromkeys(SERVICES, ""), FrameHub(), 100.5).decode()
+    screens = {"default": screen(), "b": screen()}
+    text = exposition(everything(), {}, dict.fromkeys(SERVICES, ""), screens, 100.5).decode()
     assert promtool("check", "metrics", given=text) == ""
 
 

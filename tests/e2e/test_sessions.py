@@ -1,0 +1,190 @@
+"""Several sessions at once, on the whole product: each with its own face, sound and time line, and what leaves then."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from websockets.sync.client import ClientConnection, connect
+
+from tests.budgets import (
+    INTERRUPT_EVENT_S,
+    PUSHED_EVENT_S,
+    RECOVERY_S,
+    SESSION_FPS,
+    SESSION_GONE_S,
+)
+from tests.rig.stack import Stack, until
+
+
+class Api:
+    """The sessions by REST."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.url = f"{stack.url}/api/sessions"
+
+    def create(self, name: str, **options: Any) -> None:
+        answer = requests.post(self.url, json={"name": name, **options}, timeout=5)
+        assert answer.status_code == 201, answer.text
+
+    def post(self, path: str, **options: Any) -> dict[str, Any]:
+        answer = requests.post(f"{self.url}/{path}", timeout=5, **options)
+        assert answer.ok, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def status(self, name: str) -> dict[str, Any]:
+        told: dict[str, Any] = requests.get(f"{self.url}/{name}", timeout=5).json()
+        return told
+
+    def delete(self, name: str) -> None:
+        assert requests.delete(f"{self.url}/{name}", timeout=5).status_code == 204
+
+    def names(self) -> list[str]:
+        return [session["name"] for session in requests.get(self.url, timeout=5).json()["sessions"]]
+
+
+@contextmanager
+def speaker(stack: Stack, session: str) -> Iterator[ClientConnection]:
+    """A connection that pushes 16 kHz PCM."""
+    url = f"{stack.url.replace('http', 'ws')}/ws/audio?session={session}"
+    with connect(url, additional_headers={"Origin": stack.url}, max_size=None) as line:
+        start = {"type": "start", "live": False, "encoding": "pcm16", "sample_rate": 16_000, "channels": 1}
+        line.send(json.dumps(start))
+        assert json.loads(line.recv(timeout=5))["type"] == "ready"
+        yield line
+
+
+def told(line: ClientConnection, kind: str, timeout_s: float) -> dict[str, Any]:
+    """The next event of a kind."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        event: dict[str, Any] = json.loads(line.recv(timeout=max(0.0, deadline - time.monotonic())))
+        if event["type"] == kind:
+            return event
+
+
+def speech(seconds: float) -> bytes:
+    """Something with the loudness and pitch of a voice."""
+    at = np.arange(int(seconds * 16_000)) / 16_000
+    voice = sum(np.sin(2 * np.pi * 120 * k * at) / k for k in range(1, 20)) * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * at))
+    return bytes((voice * 4000).astype("<i2"))
+
+
+def test_each_session_has_its_own_face_sound_and_state(stack: Stack, astronaut: bytes):
+    api = Api(stack)
+    api.create("a", source="demo", start=True)
+    api.create("b")
+    try:
+        api.post("b/face", files={"image": ("photo.jpg", astronaut)})
+        until(lambda: api.status("b")["face"]["state"] == "ready", RECOVERY_S, "the face of b")
+        until(lambda: api.status("a")["latency_ms"] is not None, RECOVERY_S, "a speaks")
+        until(lambda: api.status("a")["fps"] >= SESSION_FPS, RECOVERY_S, "25 pictures a second")
+        a, b, default = api.status("a"), api.status("b"), stack.status()
+        assert a["running"]
+        assert not b["running"]
+        assert a["face"]["is_demo"]
+        assert not b["face"]["is_demo"]
+        assert default["running"], "the others go on as they were"
+        assert (b["width"], b["height"]) == (512, 512)
+        with speaker(stack, "b") as line:
+            line.send(speech(1.0))
+            line.send(json.dumps({"type": "flush"}))
+            told(line, "started", PUSHED_EVENT_S)
+            until(lambda: api.status("b")["latency_ms"] is not None, RECOVERY_S, "b speaks")
+            assert told(line, "ended", PUSHED_EVENT_S)["sample"] == 16_000
+        api.post("a/stop")
+        assert not api.status("a")["running"]
+        assert stack.status()["running"]
+    finally:
+        for name in ("a", "b"):
+            api.delete(name)
+    assert api.names() == ["default"]
+
+
+def test_an_interrupt_tells_how_far_it_was_heard(stack: Stack):
+    api = Api(stack)
+    api.create("agent")
+    try:
+        with speaker(stack, "agent") as line:
+            whole = speech(20.0)
+            for at in range(0, len(whole), 32_000):
+                line.send(whole[at : at + 32_000])
+            started = told(line, "started", PUSHED_EVENT_S)
+            assert started["sample"] == 0
+            began_s = time.monotonic()
+            until(lambda: api.status("agent")["latency_ms"], RECOVERY_S, "the agent speaks")
+            asked_s = time.monotonic()
+            line.send(json.dumps({"type": "interrupt"}))
+            cut = told(line, "interrupted", PUSHED_EVENT_S)
+            assert time.monotonic() - asked_s < INTERRUPT_EVENT_S
+            assert abs(cut["sample"] / 16_000 - (asked_s - began_s)) < INTERRUPT_EVENT_S
+            # What comes now is heard at once: nothing of the rest stands before it.
+            line.send(speech(0.5))
+            line.send(json.dumps({"type": "flush"}))
+            assert told(line, "ended", PUSHED_EVENT_S)["utterance"] == cut["utterance"] + 1
+    finally:
+        api.delete("agent")
+
+
+def test_a_photo_leaves_with_its_session(stack: Stack, astronaut: bytes):
+    api = Api(stack)
+    kept = stack.folder / "faces"
+    before = set(kept.iterdir())
+    api.create("guest")
+    face = api.post("guest/face", data=astronaut, headers={"Content-Type": "image/jpeg"})["face"]
+    until(lambda: api.status("guest")["face"]["state"] == "ready", RECOVERY_S, "the face")
+    path = kept / f"{face}.face"
+    until(path.exists, RECOVERY_S, "the face is kept")
+    until(lambda: face in worker_faces(stack), RECOVERY_S, "the worker holds the face")
+    api.delete("guest")
+    until(lambda: not path.exists(), SESSION_GONE_S, "the face is deleted")
+    until(lambda: face not in worker_faces(stack), SESSION_GONE_S, "the worker forgets it")
+    assert set(kept.iterdir()) <= before
+
+
+def worker_faces(stack: Stack) -> str:
+    services = {service["name"]: service for service in stack.status()["services"]}
+    faces: str = services["inference"]["info"].get("faces", "")
+    return faces
+
+
+def test_sessions_survive_the_death_of_the_streamer(tmp_path: Path, astronaut: bytes):
+    with Stack(tmp_path / "var", {"MOUTHPIECE_MAX_SESSIONS": "2"}) as stack:
+        api = Api(stack)
+        api.create("a", source="demo", start=True)
+        refused = requests.post(api.url, json={"name": "b"}, timeout=5)
+        assert refused.status_code == 429
+        assert "MOUTHPIECE_MAX_SESSIONS" in refused.json()["error"]
+        face = api.post("a/face", data=astronaut, headers={"Content-Type": "image/jpeg"})["face"]
+        until(lambda: api.status("a")["face"]["state"] == "ready", RECOVERY_S, "the face of a")
+        (worker,) = [p for p in stack.processes("streamer") if p.name() and p.children() == []][-1:]
+        worker.send_signal(signal.SIGKILL)
+        until(lambda: answers(api), RECOVERY_S, "the streamer is back")
+        until(lambda: api.status("a")["latency_ms"], RECOVERY_S, "a speaks again")
+        assert api.status("a")["face"]["id"] == face
+
+
+def answers(api: Api) -> bool:
+    try:
+        return "a" in api.names()
+    except (OSError, requests.RequestException):
+        return False
+
+
+def test_a_session_that_nobody_needs_ends(tmp_path: Path):
+    with Stack(tmp_path / "var", {"MOUTHPIECE_SESSION_IDLE_S": "5"}) as stack:
+        api = Api(stack)
+        api.create("idle", source="demo", start=True)
+        api.create("watched")
+        with requests.get(f"{stack.url}/video_feed?session=watched", stream=True, timeout=10) as stream:
+            parts = stream.iter_content(65_536)
+            until(lambda: next(parts) and "idle" not in api.names(), 5 + SESSION_GONE_S, "it ends")
+            assert api.names() == ["default", "watched"]
