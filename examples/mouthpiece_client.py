@@ -1,6 +1,6 @@
 """A small client of Mouthpiece's `/ws/audio`: push speech, be told what the listener heard, interrupt.
 
-One file to copy (Apache-2.0); it needs only `websockets` 14 or newer::
+One file to copy (Apache-2.0); it needs only `websockets` 14 or newer. Any thread may call any method::
 
     with Speaker("http://127.0.0.1:8080") as speaker:
         speaker.start(sample_rate=24_000)
@@ -8,8 +8,6 @@ One file to copy (Apache-2.0); it needs only `websockets` 14 or newer::
         speaker.flush()                   # the utterance ends here
         for event in speaker.events():    # started, ended, interrupted: with the exact sample
             print(event)
-
-All methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -29,7 +27,7 @@ from websockets.sync.client import ClientConnection, connect
 
 __all__ = ["Event", "Speaker", "SpeakerError"]
 
-PIECE_BYTES, TIMEOUT_S = 32_768, 10.0
+PIECE_BYTES, FLIGHT_BYTES, TIMEOUT_S = 32_768, 262_144, 10.0
 
 
 class SpeakerError(RuntimeError):
@@ -50,15 +48,12 @@ class Event:
     """the whole message"""
 
 
-class Speaker:
-    """One connection that speaks for a session.
+class Speaker(contextlib.AbstractContextManager["Speaker"]):
+    """One connection that speaks for a session of the server at `url`.
 
     Args:
-        url: where the page is.
-        session: which session.
-        token: the operator's token, where one is asked for.
+        token, tls: for a server that asks for a token, or has a certificate of its own making.
         on_event: called with each event, from a thread of its own, instead of `events`; it must not block.
-        tls: for a server with a certificate of its own making.
     """
 
     def __init__(
@@ -73,12 +68,9 @@ class Speaker:
         parts = urlsplit(url)
         secure = "s" if parts.scheme in ("https", "wss") else ""
         self._address = f"ws{secure}://{parts.netloc}/ws/audio?{urlencode({'session': session})}"
+        self._how: dict[str, Any] = {"ssl": tls, "compression": None, "open_timeout": TIMEOUT_S}
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._how: dict[str, Any] = {
-            "origin": f"http{secure}://{parts.netloc}",
-            "additional_headers": headers,
-            "ssl": tls,
-        }
+        self._how |= {"origin": f"http{secure}://{parts.netloc}", "additional_headers": headers}
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._give = on_event or self._events.put
         self._stack = contextlib.ExitStack()
@@ -88,23 +80,18 @@ class Speaker:
         self._change = threading.Condition()
         self._ready: Event | None = None
         self._full, self._cuts, self._over = False, 0, ""
-        self._frame_bytes = 2
+        self._frame_bytes, self._flight = 2, 0
         self.pushed_samples = 0
         """all samples that were sent, as events count them"""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self, sample_rate: int = 16_000, channels: int = 1, *, live: bool = False) -> Event:
         """Connect and say what will come: 8000 to 48000 Hz, 1 or 2 channels; live: heard as it comes, never kept.
-        Returns the answer `ready`, whose fields say how much may wait. Raises SpeakerError when the server refuses."""
+        Returns the answer `ready`, whose fields say how much may wait. Raises SpeakerError when it is refused."""
         try:
-            self._socket = self._stack.enter_context(
-                connect(self._address, compression=None, open_timeout=TIMEOUT_S, **self._how)
-            )
+            self._socket = self._stack.enter_context(connect(self._address, **self._how))
         except InvalidStatus as error:
             raise SpeakerError(f"{error}: {(error.response.body or b'').decode(errors='replace')}") from error
         except (OSError, WebSocketException) as error:
@@ -121,8 +108,7 @@ class Speaker:
     def push(self, pcm: bytes | bytearray | memoryview) -> int:
         """Send whole samples; waits while the server has no room. Returns how many were sent: fewer than given only if
         `interrupt` came between. Raises SpeakerError when the connection has ended."""
-        view = memoryview(pcm).cast("B")
-        sent = 0
+        view, sent = memoryview(pcm).cast("B"), 0
         with self._pushing:
             cuts = self._cuts
             for at in range(0, len(view), PIECE_BYTES):
@@ -135,6 +121,11 @@ class Speaker:
                     self._send(piece)
                     sent += len(piece) // self._frame_bytes
                     self.pushed_samples += len(piece) // self._frame_bytes
+                self._flight += len(piece)
+                if self._flight >= FLIGHT_BYTES:  # no more is to be on its way: an interrupt would wait behind it
+                    self._flight, arrived = 0, self._send(None)
+                    while not (arrived.wait(0.02) or self._over or self._cuts != cuts):
+                        continue
         return sent
 
     def flush(self) -> None:
@@ -154,19 +145,17 @@ class Speaker:
         self._tell("end")
 
     def events(self, timeout_s: float | None = None) -> Iterator[Event]:
-        """What the server tells, as it comes, until the connection ends. Raises SpeakerError when it broke,
-        TimeoutError when nothing was told for so long."""
+        """What the server tells, until the connection ends. Raises SpeakerError when it broke, or TimeoutError."""
         while True:
             try:
                 event = self._events.get(timeout=timeout_s)
             except queue.Empty:
                 raise TimeoutError(f"The server told nothing for {timeout_s} s.") from None
-            if event.type != "gone":
-                yield event
-            elif event.fields["text"]:
-                raise SpeakerError(event.fields["text"])
-            else:
-                return
+            if event.type == "gone":
+                break
+            yield event
+        if event.fields["text"]:
+            raise SpeakerError(event.fields["text"])
 
     def close(self) -> None:
         """Close the connection; what was pushed is said to its end. May be called twice."""
@@ -178,11 +167,15 @@ class Speaker:
         with self._sending:
             self._send(json.dumps({"type": kind, **words}))
 
-    def _send(self, message: str | bytes) -> None:
+    def _send(self, message: str | bytes | None) -> threading.Event:
+        """Send a message, or (None) a ping; set when that came back."""
         if self._socket is None:
             raise SpeakerError("Call start first.")
         try:
+            if message is None:
+                return self._socket.ping()
             self._socket.send(message)
+            return threading.Event()
         except ConnectionClosed as error:
             raise SpeakerError(self._over or str(error)) from error
 

@@ -588,10 +588,16 @@ GUARD_THREADS: Final = 40
 """most that the server begins for them"""
 GUARD_WAIT_S: Final = 5.0
 """longest wait for an answer"""
+TLS_FRAMES: Final = 25
+"""that ffmpeg reads over HTTPS"""
+TLS_WAIT_S: Final = 20.0
+"""longest that a program or a browser takes to read something, on a busy machine"""
 
 # WebRTC (tests/web/test_whep.py)
 WHEP_SKEW_S: Final = 0.04
 """between a flash and its beep, by the sender's clock, as a player keeps them in step: one frame"""
+WHEP_BROWSER_SKEW_S: Final = 0.1
+"""by Chromium's own estimate, which holds its own target of 80 ms; it draws the newest picture and delays the sound"""
 WHEP_WATCH_S: Final = 6.0
 WHEP_FRAMES_HZ: Final = 23.0
 """least frames of a second that come, of 25, on a busy machine"""
@@ -607,3 +613,9 @@ PUSHED_EVENT_S: Final = 6.0
 """within which the event comes that a second of pushed sound leads to"""
 INTERRUPT_EVENT_S: Final = 0.6
 """between an interrupt and its word, on a busy machine; 0.15 s is the aim, shown by scripts/measure"""
+
+# The page's microphone (tests/web/test_microphone_page.py)
+MIC_PIECES: Final = 150
+"""of 8 to 20 ms that a test looks at"""
+MIC_RATE_SHARE: Final = 0.05
+"""by which what arrives may differ from 16 kHz"""

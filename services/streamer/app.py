@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from services.streamer import api, feeds, recordings_api, sockets, whep
 from services.streamer.answers import RefusedError, done, or_conflict, session_of, wants_json
 from services.streamer.api import SERVICE_WORDS, status_json
-from services.streamer.control import UploadError
+from services.streamer.control import UnknownSessionError, UploadError
 from services.streamer.guard import Refusal
 from services.streamer.uploads import (
     MAX_PHOTO_BYTES,
@@ -127,6 +127,15 @@ def create_app(control: Control, guard: Guard, *, max_streams: int = 88) -> Flas
     @app.errorhandler(UploadError)
     def upload_refused(error: UploadError) -> AnyResponse:
         return _answer(error.status, str(error))
+
+    @app.errorhandler(UnknownSessionError)
+    def session_gone(error: UnknownSessionError) -> AnyResponse:
+        return _answer(HTTPStatus.NOT_FOUND, error.text)
+
+    @app.errorhandler(TimeoutError)
+    def late(_error: TimeoutError) -> AnyResponse:
+        log.warning("%s took too long", request.endpoint)
+        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "This took too long, so it was given up. Try again.")
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> AnyResponse:

@@ -4,12 +4,13 @@ Gunicorn gives a thread to a connection with its first byte and reads the head o
 TLS, in that thread without a limit of time; a handful of peers that send half a head each would take all threads, for
 ever. It also waits in its main loop, up to two seconds, for each peer to close what was answered. Here both happen in
 the main loop without waiting: a thread is taken when the head is there. What never becomes one is closed after
-`HEAD_S`; of too many, the peer that holds the most loses its oldest. When all threads are taken, requests wait for
-`QUEUE_S` and then get a 503.
+`HEAD_S`, a body that is not there after `BODY_S` is cut off; of too many, the peer that holds the most loses its
+oldest. When all threads are taken, requests wait for `QUEUE_S` and then get a 503.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -42,6 +43,8 @@ MOST_QUEUED: Final = 100
 """requests that wait for a thread"""
 QUEUE_S: Final = 2.0
 """for how long"""
+BODY_S: Final = 120.0
+"""time for the body of a request: a photo of 10 MB over a line of 1 Mbit/s"""
 MOST_LINGERING: Final = 100
 """connections that were answered and are not closed by their peer yet"""
 LINGER_S: Final = 2.0
@@ -129,6 +132,19 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.sock.do_handshake()
         self._handshaken = True
 
+    @property
+    def sends_body(self) -> bool:
+        """Whether the body of its present request is not there yet."""
+        message = self.parser and self.parser.mesg
+        reader = message and message.body.reader
+        return getattr(reader, "length", 0) > 0 or getattr(reader, "parser", None) is not None
+
+    def cut(self) -> None:
+        """End it from outside its thread, which then reads an end and finds nobody to answer."""
+        with contextlib.suppress(OSError):
+            # Not SSLSocket.shutdown, which takes the session away from under that thread.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
     def close(self, graceful: bool = False) -> None:
         """Close it; gracefully: after the answer was read, and without waiting for that."""
         if graceful:
@@ -159,7 +175,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         self._waiting: dict[Connection, None] = {}
         self._queued: deque[Connection] = deque()
         self._lingering: dict[Connection, None] = {}
-        self._running = 0
+        self._running: dict[Connection, None] = {}
 
     def accept(self, listener: socket.socket) -> None:
         """Take a new connection; it waits for the head of its request."""
@@ -206,7 +222,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         self._go_on(conn)
 
     def _queue(self, conn: Connection) -> None:
-        if self._running < self.cfg.threads:
+        if len(self._running) < self.cfg.threads:
             self._run(conn)
         elif len(self._queued) < MOST_QUEUED:
             conn.since_s = time.monotonic()
@@ -215,14 +231,15 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
             self._refuse(conn, _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, BUSY))
 
     def _run(self, conn: Connection) -> None:
-        self._running += 1
+        conn.since_s = time.monotonic()
+        self._running[conn] = None
         super().enqueue_req(conn)
 
     def finish_request(self, conn: Connection, done: Future[Any]) -> None:
         """A thread is free again."""
-        self._running -= 1
+        self._running.pop(conn, None)
         super().finish_request(conn, done)
-        while self._queued and self._running < self.cfg.threads:
+        while self._queued and len(self._running) < self.cfg.threads:
             self._run(self._queued.popleft())
 
     def murder_keepalived(self, force: bool = False) -> None:
@@ -233,6 +250,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
             self._drop(conn)
         for conn in _older(self._lingering, now_s - LINGER_S):
             self._end(conn)
+        for conn in _older(self._running, now_s - BODY_S):
+            if conn.sends_body:
+                conn.cut()
         while self._queued and now_s - self._queued[0].since_s > QUEUE_S:
             self._refuse(self._queued.popleft(), _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, BUSY))
 

@@ -35,6 +35,8 @@ LOOK_S: Final = 0.004
 """no file descriptor tells of a new picture, so from when it is due we look this often"""
 STATE_S: Final = 0.1
 """longest time until a change of the state is told that no picture or sound tells of"""
+MOST_AT_ONCE: Final = 20
+"""messages of the player that are read before anything else is looked at"""
 MOST_SKEW_MS: Final = 60_000
 """a player that reports more is not believed"""
 MOST_QUEUED_BYTES: Final = 96 * 1024
@@ -195,7 +197,10 @@ class _Player:
 
     def _hear(self) -> None:
         """Take what the player says."""
-        while (message := self._web.receive(0.0)) is not None:
+        for _ in range(MOST_AT_ONCE):
+            message = self._web.receive(0.0)
+            if message is None:
+                return
             try:
                 self._note(words_of(message))
             except ValueError as error:

@@ -196,7 +196,7 @@ class Session:
         self._heard_s = now_s
         self.sound.at(now_s, state.epoch, None)
         self.tell_again()
-        self._renew(None)
+        self._renew(self._rest if state.running else None)
         self._publish(now_s)
 
     def interrupt(self) -> None:

@@ -155,7 +155,7 @@ def _serve(
         web = WebSocket(sock, shake)
         handle(web)
         web.close()
-    except ClosedError as error:
+    except (ClosedError, ConnectionError) as error:
         log.debug("a web socket ended: %s", error)
     except HubClosedError:
         if web is not None:

@@ -49,6 +49,8 @@ MOST_PUT: Final = SAMPLE_RATE_HZ
 """samples pushed at once"""
 BACKLOG: Final = 20 * SAMPLE_RATE_HZ
 """samples that are read though there is no room for them yet, at 16 kHz"""
+MOST_AT_ONCE: Final = 100
+"""messages read before anything else is looked at"""
 LOOK_S: Final = 0.1
 """pause between two looks whether there is room again"""
 CUT_S: Final = 1.0
@@ -100,7 +102,7 @@ def start_of(message: str | bytes | None) -> Start:
     rate, channels = words.get("sample_rate", OPUS_HZ if encoding == "opus" else None), words.get("channels", 1)
     if not isinstance(live, bool):
         raise SpeechError(NOT_ALLOWED, "bad_start", "live must be true (a microphone) or false.")
-    if encoding not in {"pcm16", "opus"}:
+    if encoding not in ("pcm16", "opus"):
         raise SpeechError(NOT_ALLOWED, "bad_encoding", "encoding must be pcm16 (16-bit little-endian) or opus.")
     if isinstance(rate, bool) or not isinstance(rate, int) or not SLOWEST_HZ <= rate <= FASTEST_HZ:
         raise SpeechError(
@@ -109,7 +111,7 @@ def start_of(message: str | bytes | None) -> Start:
     if encoding == "opus" and rate not in OPUS_RATES_HZ:
         rates = ", ".join(str(hz) for hz in OPUS_RATES_HZ)
         raise SpeechError(NOT_ALLOWED, "bad_rate", f"sample_rate of Opus must be one of {rates}.")
-    if isinstance(channels, bool) or channels not in {1, 2}:
+    if isinstance(channels, bool) or channels not in (1, 2):
         raise SpeechError(NOT_ALLOWED, "bad_channels", "channels must be 1 or 2.")
     return Start(live, encoding, rate, channels)
 
@@ -307,8 +309,10 @@ class _Listener:
         """the sender's sample at which the utterance that is heard began"""
         self._full = False
         """whether the sender was told that there is no room"""
+        self._cuts = 0
+        """interrupts that were asked for and are not done yet; new sound waits for them, or it would be cut off too"""
         self._cut_s = 0.0
-        """until when, at the latest, new sound waits for an interrupt to be done; 0: for none"""
+        """until when at the latest"""
         self._ending = False
         """whether the sender has said that no more comes"""
 
@@ -351,7 +355,10 @@ class _Listener:
     # ---- what comes in
 
     def _read(self) -> None:
-        while self._waiting_samples < BACKLOG:
+        for _ in range(MOST_AT_ONCE):
+            if self._waiting_samples >= BACKLOG:
+                self._web.hear_nothing()
+                return
             message = self._web.receive(0.0)
             if message is None:
                 return
@@ -361,7 +368,6 @@ class _Listener:
                 self._keep(self._converter.feed(message), time.monotonic_ns())
             else:
                 self._obey(message)
-        self._web.hear_nothing()
 
     def _keep(self, pcm: Pcm16, arrived_ns: int) -> None:
         for at in range(0, len(pcm), MOST_PUT):
@@ -379,6 +385,7 @@ class _Listener:
         elif kind == "interrupt":
             self._forget()
             self._push.interrupt()
+            self._cuts += 1
             self._cut_s = time.monotonic() + CUT_S
 
     def _end_utterance(self) -> None:
@@ -398,9 +405,9 @@ class _Listener:
 
     def _pass_on(self) -> None:
         """Push what waits, as far as there is room."""
-        if self._cut_s > time.monotonic():
+        if self._cuts and self._cut_s > time.monotonic():
             return
-        self._cut_s = 0.0
+        self._cuts = 0
         while self._waiting:
             item = self._waiting[0]
             if isinstance(item, _End):
@@ -453,9 +460,9 @@ class _Listener:
         if event.kind == "ended":
             self._done, self._began = event.sample, sample
         elif event.kind == "interrupted":
-            if not self._cut_s:  # somebody else did it: what waits here came before it
+            if not self._cuts:  # somebody else did it: what waits here came before it
                 self._forget()
-            self._cut_s = 0.0
+            self._cuts = max(0, self._cuts - 1)
             self._done, self._began = self._pushed, self._ledger.place(self._pushed, begins=True)
         self._tell(
             event.kind,
@@ -472,8 +479,8 @@ class _Listener:
         if self._web.pending and not full:
             return
         poll = select.poll()
-        poll.register(self._web, 0 if full else select.POLLIN)
+        poll.register(self._web, select.POLLRDHUP if full else select.POLLIN)
         poll.register(self._push, select.POLLIN)
-        for descriptor, event in poll.poll(1000 * LOOK_S):
-            if full and descriptor == self._web.fileno() and event & (select.POLLHUP | select.POLLERR):
+        for descriptor, _ in poll.poll(1000 * LOOK_S):
+            if full and descriptor == self._web.fileno():
                 self._web.lose("the sender has gone")

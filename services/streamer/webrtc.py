@@ -88,6 +88,8 @@ class Peers:
     """All players of one server. Safe to call from any thread."""
 
     def __init__(self, most: int = MOST_PEERS) -> None:
+        for name in ("aioice", "aiortc"):  # they tell the addresses of those who look
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._most = most
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,11 +113,16 @@ class Peers:
             TooManyPeersError: there are as many players as there may be.
             TooManyViewersError: the session has as many viewers, or listeners, as it may have.
             HubClosedError: the session ends.
+            TimeoutError: the machine is too busy.
         """
         return self._do(self._connect(session, offer))
 
     def end(self, resource: str) -> bool:
-        """End a connection; whether there was one of that name."""
+        """End a connection; whether there was one of that name.
+
+        Raises:
+            TimeoutError: the machine is too busy.
+        """
         return self._do(self._end(resource))
 
     def _do(self, what: Coroutine[Any, Any, T]) -> T:
@@ -123,7 +130,12 @@ class Peers:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="webrtc", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result(ANSWER_S)
+        future = asyncio.run_coroutine_threadsafe(what, self._loop)
+        try:
+            return future.result(ANSWER_S)
+        except TimeoutError:
+            future.cancel()
+            raise
 
     async def _connect(self, session: SessionControl, offer: str) -> tuple[str, str]:
         if len(self._peers) >= self._most:
@@ -165,14 +177,17 @@ class Peers:
             return False
         await peer.close()
         if not peer.broadcast.peers:
-            self._broadcasts.pop(peer.broadcast.frames, None)
+            self._drop(peer.broadcast)
             peer.broadcast.stop()
         return True
 
-    def _over(self, broadcast: _Broadcast) -> None:
-        """A session has ended, and with it its players. Runs in the loop."""
+    def _drop(self, broadcast: _Broadcast) -> None:
         if self._broadcasts.get(broadcast.frames) is broadcast:
             del self._broadcasts[broadcast.frames]
+
+    def _over(self, broadcast: _Broadcast) -> None:
+        """A session has ended, and with it its players. Runs in the loop."""
+        self._drop(broadcast)
         for resource, peer in self._peers.items():
             if peer.broadcast is broadcast:
                 self._end_soon(resource)
@@ -222,10 +237,12 @@ class _Peer:
 
     async def answer(self, offer: str) -> str:
         """Answer an offer; gives the SDP of the answer."""
-        pictures = self.connection.addTransceiver(self.picture, "sendonly")
-        self.connection.addTransceiver(self.sound, "sendonly")
-        known = RTCRtpSender.getCapabilities("video").codecs
-        pictures.setCodecPreferences(sorted(known, key=lambda codec: codec.mimeType != "video/H264"))
+        if _asks(offer, "video"):
+            known = RTCRtpSender.getCapabilities("video").codecs
+            pictures = self.connection.addTransceiver(self.picture, "sendonly")
+            pictures.setCodecPreferences(sorted(known, key=lambda codec: codec.mimeType != "video/H264"))
+        if _asks(offer, "audio"):
+            self.connection.addTransceiver(self.sound, "sendonly")
         try:
             await self.connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             answer = await self.connection.createAnswer()
@@ -398,6 +415,11 @@ def _opus() -> Any:
     coder.bit_rate = SOUND_BITS
     coder.options = SOUND_OPTIONS
     return coder
+
+
+def _asks(sdp: str, kind: str) -> bool:
+    """Whether an offer has a line for `audio` or `video`."""
+    return re.search(rf"^m={kind} ", sdp, re.MULTILINE) is not None
 
 
 def _first_codec(sdp: str) -> str:

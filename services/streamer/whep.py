@@ -50,12 +50,18 @@ def blueprint(control: Control, _guard: Guard) -> Blueprint:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
         except HubClosedError as error:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The server is stopping.") from error
+        except TimeoutError as error:
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The server is too busy. Try again.") from error
         headers = {**NO_STORE, "Location": url_for("whep.end", resource=resource)}
         return Response(answer, HTTPStatus.CREATED, headers, content_type=SDP)
 
     @routes.delete("/whep/<resource>")
     def end(resource: str) -> Response:
-        if not players.get().end(resource):
+        try:
+            ended = players.get().end(resource)
+        except TimeoutError as error:
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The server is too busy. Try again.") from error
+        if not ended:
             raise RefusedError(HTTPStatus.NOT_FOUND, "There is no such connection here. It may have ended already.")
         return Response(status=HTTPStatus.OK)
 

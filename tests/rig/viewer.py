@@ -28,12 +28,12 @@ class Shot:
     jpeg: bytes
 
 
-def frames(url: str, timeout_s: float = 5.0) -> Iterator[Shot]:
-    """Frames as they come, until the stream ends or nothing comes for `timeout_s`."""
+def frames(url: str, timeout_s: float = 5.0, session: str = "default") -> Iterator[Shot]:
+    """Frames of a session as they come, until the stream ends or nothing comes for `timeout_s`."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
-        connection.request("GET", "/video_feed")
+        connection.request("GET", f"/video_feed?session={session}")
         answer = connection.getresponse()
         assert answer.status == 200, answer.status
         line = answer.readline()

@@ -121,7 +121,8 @@ class Push:
 
     def _tell(self, event: InputEvent) -> None:
         self._events.append(event)
-        os.eventfd_write(self._fd, 1)
+        if self._fd >= 0:
+            os.eventfd_write(self._fd, 1)
 
     @property
     def room(self) -> int:
@@ -439,6 +440,8 @@ def main(arguments: list[str]) -> int:
             int(arguments[0]),
             build,
             token=options.get("token", ""),
+            names=tuple(options.get("names", "").split(",")) if "names" in options else (),
+            tls=(options["cert"], options["key"]) if "cert" in options else None,
             max_viewers=viewers,
             on_ready=lambda url: print("ready", url, flush=True),  # noqa: T201
         )

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import subprocess
 import sys
+import threading
 import wave
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from tests.budgets import EXAMPLE_S
 from tests.web.conftest import ROOT, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from types import ModuleType
 
@@ -96,6 +97,61 @@ def test_an_empty_line_interrupts(serve: Serve) -> None:
         assert told[-2:] == [["started", "1"], ["ended", "1"]]
         assert ["interrupted", "0"] in told
         assert ["ended", "0"] not in told
+
+
+def test_a_push_waits_for_room_and_an_interrupt_ends_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    client = importlib.import_module("mouthpiece_client")
+    most = 600 * 16_000
+    sent: list[int] = []
+    with serve() as server, client.Speaker(server.url) as speaker:
+        ready = speaker.start(16_000)
+        assert ready.fields["bound_samples"] == most
+        pushing = threading.Thread(target=lambda: sent.append(speaker.push(bytes(2 * (most + 60 * 16_000)))))
+        pushing.start()
+        events = speaker.events(EXAMPLE_S)
+        assert list(iter_until(events, "full"))[-1].fields["waiting_samples"] >= most
+        speaker.interrupt()
+        pushing.join(EXAMPLE_S)
+        assert not pushing.is_alive()
+        assert most < sent[0] < most + 20 * 16_000, "it stopped soon after it was told"
+        (cut,) = (event for event in iter_until(events, "interrupted") if event.type == "interrupted")
+        assert 0 <= cut.sample < EXAMPLE_S * 16_000
+        assert speaker.push(bytes(3_200)) == 1_600
+        speaker.end()
+        told = list(events)
+        ended = next(event for event in told if event.type == "ended")
+        assert ended.sample == speaker.pushed_samples == sent[0] + 1_600
+        assert "room" in [event.type for event in told]
+        with pytest.raises(client.SpeakerError):
+            speaker.push(bytes(2))
+
+
+def test_who_is_replaced_is_told_why(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    client = importlib.import_module("mouthpiece_client")
+    with serve() as server, client.Speaker(server.url) as first, client.Speaker(server.url) as second:
+        first.start()
+        second.start()
+        with pytest.raises(client.SpeakerError, match="Another connection"):
+            list(first.events(EXAMPLE_S))
+
+
+def test_a_token_is_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    client = importlib.import_module("mouthpiece_client")
+    with serve("token=secret") as server:
+        with client.Speaker(server.url, "default", "secret") as speaker:
+            assert speaker.start(8_000, 2).fields["sample_rate"] == 8_000
+        with client.Speaker(server.url) as speaker, pytest.raises(client.SpeakerError, match="401"):
+            speaker.start()
+
+
+def iter_until(events: Iterator[Any], kind: str) -> Iterator[Any]:
+    for event in events:
+        yield event
+        if event.type == kind:
+            return
 
 
 def adapter(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -193,7 +249,7 @@ def test_pipecat_passes_on_what_was_heard(serve: Serve, monkeypatch: pytest.Monk
         return [kinds.TTSStartedFrame(), *sound]
 
     def text(words: str) -> Any:
-        return kinds.TTSTextFrame(words, aggregated_by="sentence")
+        return kinds.TTSTextFrame(words, text_type="sentence")
 
     async def talk(server: Server) -> tuple[list[Any], list[Any]]:
         sent = [*speech(0.6), text("one"), kinds.TTSStoppedFrame(), testing.SleepFrame(sleep=1.5)]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from contextlib import ExitStack
+from selectors import EVENT_READ
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from flask import Flask, Request
 from flask.testing import FlaskClient
+from gunicorn.config import Config
+from gunicorn.http.errors import NoMoreData
 from werkzeug.test import EnvironBuilder
 
 from services.streamer.app import create_app
-from services.streamer.connections import HEAD_S, MOST_HEAD_BYTES, MOST_WAITING
+from services.streamer.connections import HEAD_S, MOST_HEAD_BYTES, MOST_WAITING, Connection
 from services.streamer.guard import Guard
 from services.streamer.rates import MOST_PEERS, NEAR, Buckets, Rate, peer_of
+from services.streamer.server import SPARE_THREADS
 from tests.budgets import GUARD_ANSWER_S, GUARD_CROWD, GUARD_THREADS, GUARD_WAIT_S
+from tests.web.conftest import until
 from tests.web.standin import StandIn
 
 if TYPE_CHECKING:
@@ -212,8 +219,8 @@ def test_socket_from_our_own_page_passes_the_guard() -> None:
     guard = Guard("127.0.0.1", PORT)
     for site in ({}, {"Sec-Fetch-Site": "same-origin"}):
         headers = {**UPGRADE, "Origin": f"http://{GOOD}", **site}
-        request = Request(EnvironBuilder("/ws/player", base_url=f"http://{GOOD}", headers=headers).get_environ())
-        assert guard.check(request) is None
+        asked = EnvironBuilder("/ws/player", base_url=f"http://{GOOD}", headers=list(headers.items()))
+        assert guard.check(Request(asked.get_environ())) is None
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
@@ -256,6 +263,7 @@ def test_headers_of_every_answer() -> None:
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert "microphone=(self)" in answer.headers["Permissions-Policy"]
         assert answer.headers["Cache-Control"] == ("no-cache" if "static" in path else "no-store")
+        answer.close()
     foreign = web.get("/", headers={"Host": "evil.example; script-src *"})
     assert "evil" not in foreign.headers["Content-Security-Policy"]
 
@@ -321,9 +329,8 @@ def test_too_many_changes_from_one_machine() -> None:
     right = {"Host": "192.168.1.5:8080", "Authorization": f"Bearer {TestToken.TOKEN}", "Accept": "application/json"}
 
     def ask(method: str, address: str) -> Any:
-        fields = {"data": {"stop": "Stop"}} if method == "POST" else {}
-        path = "/requests" if method == "POST" else "/api/status"
-        return web.open(path, method=method, headers=right, environ_base={"REMOTE_ADDR": address}, **fields)
+        path, form = ("/requests", {"stop": "Stop"}) if method == "POST" else ("/api/status", None)
+        return web.open(path, method=method, headers=right, data=form, environ_base={"REMOTE_ADDR": address})
 
     answers = [ask("POST", "192.168.1.9") for _ in range(61)]
     assert {answer.status_code for answer in answers[:60]} == {200}
@@ -379,8 +386,8 @@ def threads_of(server: Server) -> int:
     ],
     ids=["nothing", "a byte", "half a head", "half a second head", "answered and never closed"],
 )
-def test_half_requests_hold_up_nobody(serve: Serve, data: bytes) -> None:
-    with serve() as server, ExitStack() as stack:
+def test_half_requests_hold_up_nobody(server: Server, data: bytes) -> None:
+    with ExitStack() as stack:
         before = threads_of(server)
         host = server.url.removeprefix("http://").rstrip("/").encode()
         for _ in range(GUARD_CROWD):
@@ -389,14 +396,14 @@ def test_half_requests_hold_up_nobody(serve: Serve, data: bytes) -> None:
         assert threads_of(server) - before < GUARD_THREADS
 
 
-def test_half_a_request_is_closed_in_the_end(serve: Serve) -> None:
-    with serve() as server, half_open(server, b"GET / HTTP/1.1\r\n") as sock:
+def test_half_a_request_is_closed_in_the_end(server: Server) -> None:
+    with half_open(server, b"GET / HTTP/1.1\r\n") as sock:
         sock.settimeout(HEAD_S + GUARD_WAIT_S)
         assert sock.recv(100) == b""
 
 
-def test_of_too_many_the_greedy_peer_loses_its_oldest(serve: Serve) -> None:
-    with serve() as server, ExitStack() as stack:
+def test_of_too_many_the_greedy_peer_loses_its_oldest(server: Server) -> None:
+    with ExitStack() as stack:
         crowd = [stack.enter_context(half_open(server, b"GET")) for _ in range(MOST_WAITING + 5)]
         assert server.get("healthz").status_code == 200
         assert crowd[0].recv(100) == b""
@@ -404,19 +411,75 @@ def test_of_too_many_the_greedy_peer_loses_its_oldest(serve: Serve) -> None:
         assert b" 200 OK" in crowd[-1].recv(1000)
 
 
-def test_head_without_end_is_refused(serve: Serve) -> None:
-    with serve() as server, half_open(server, b"GET / HTTP/1.1\r\nX: " + b"x" * (MOST_HEAD_BYTES + 1)) as sock:
+def test_head_without_end_is_refused(server: Server) -> None:
+    with half_open(server, b"GET / HTTP/1.1\r\nX: " + b"x" * (MOST_HEAD_BYTES + 1)) as sock:
         assert b" 431 " in sock.recv(1000)
 
 
 def test_more_streams_than_places(serve: Serve) -> None:
-    with serve("viewers=1", "sessions=2") as server, ExitStack() as stack:
+    with serve("viewers=1") as server, ExitStack() as stack:  # so there are two places
         assert server.post("api/sessions", json={"name": "anna"}).status_code == 201
+        assert server.post("api/sessions", json={"name": "ben"}).status_code == 201
+        streams = []
         for name in ("default", "anna"):
             head = f"GET /video_feed?session={name} HTTP/1.1\r\nHost: {server.url[7:-1]}\r\n\r\n".encode()
-            assert b" 200 OK" in stack.enter_context(half_open(server, head)).recv(1000)
-        for name in ("default", "anna"):
-            answer = server.get(f"video_feed?session={name}")
-            assert answer.status_code == 503
-            assert "Close one" in answer.text
+            streams.append(stack.enter_context(half_open(server, head)))
+            assert b" 200 OK" in streams[-1].recv(1000)
+        answer = server.get("video_feed?session=ben")
+        assert answer.status_code == 503
+        assert answer.text.startswith("As many streams are open")
         assert server.get("healthz").status_code == 200
+        streams[0].close()
+
+        def again() -> bool:
+            with server.get("video_feed?session=ben", stream=True) as answer:
+                return answer.status_code == 200
+
+        assert until(again, GUARD_WAIT_S)
+
+
+def test_no_thread_is_left(serve: Serve) -> None:
+    with serve("viewers=1") as server, ExitStack() as stack:
+        assert server.get("healthz").status_code == 200
+        head = f"POST /requests HTTP/1.1\r\nHost: {server.url[7:-1]}\r\nContent-Length: 10\r\n\r\nstart".encode()
+        slow = [stack.enter_context(half_open(server, head)) for _ in range(SPARE_THREADS + 2)]
+        assert until(lambda: server.get("healthz").status_code == 503, GUARD_WAIT_S)
+        for sock in slow:
+            sock.close()
+        assert until(lambda: server.get("healthz").status_code == 200, GUARD_WAIT_S)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 10", "Transfer-Encoding: chunked"])
+def test_body_that_never_comes_is_cut_off(length: str) -> None:
+    ours, theirs = socket.socketpair()
+    worker: Any = SimpleNamespace(cfg=Config(), tls=None)
+    conn = Connection(worker, ours, ("192.168.1.9", 1), ("192.168.1.5", 8080))
+    with ours, theirs:
+        theirs.settimeout(GUARD_WAIT_S)
+        conn.begin()
+        theirs.sendall(f"POST / HTTP/1.1\r\nHost: a\r\n{length}\r\n".encode())
+        assert conn.advance() == EVENT_READ
+        theirs.sendall(b"\r\n5\r\nab")
+        assert conn.advance() == 0
+        request = next(conn.parser)
+        assert conn.sends_body
+        conn.cut()
+        assert theirs.recv(10) == b""
+        with contextlib.suppress(NoMoreData):
+            assert len(request.body.read()) < 10
+
+
+def test_whole_request_sends_nothing_more() -> None:
+    ours, theirs = socket.socketpair()
+    worker: Any = SimpleNamespace(cfg=Config(), tls=None)
+    conn = Connection(worker, ours, ("192.168.1.9", 1), ("192.168.1.5", 8080))
+    with ours, theirs:
+        conn.begin()
+        theirs.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nokGET / HTTP/1.1\r\n\r\n")
+        assert conn.advance() == 0
+        assert next(conn.parser).body.read() == b"ok"
+        assert not conn.sends_body
+        conn.begin()
+        assert conn.advance() == 0  # the second one came with the first
+        assert next(conn.parser).method == "GET"
+        assert not conn.sends_body

@@ -6,6 +6,7 @@ import base64
 import functools
 import io
 import wave
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Serve = Callable[..., AbstractContextManager[Server]]
 
 WAIT_S = 10.0
+SEEN = "document.getElementById('picture').naturalWidth > 0 || window.mouthpiecePlayer?.hasPicture"
 
 
 class Page:
@@ -38,7 +40,7 @@ class Page:
     def open(self, url: str) -> Any:
         # The stream never ends, so the page is never "loaded" for good.
         self.page.goto(url, wait_until="domcontentloaded")
-        self.until("document.getElementById('picture').naturalWidth > 0")
+        self.until(SEEN)
         return self.page
 
     def until(self, expression: str) -> None:
@@ -47,7 +49,7 @@ class Page:
 
     def mouth(self) -> bytes:
         """What is seen of the mouth."""
-        box = self.page.locator("#picture").bounding_box()
+        box = self.page.locator("#canvas:visible, #picture:visible").first.bounding_box()
         clip = {"x": box["x"] + box["width"] * 0.3, "y": box["y"] + box["height"] * 0.55}
         clip |= {"width": box["width"] * 0.4, "height": box["height"] * 0.3}
         shot: bytes = self.page.screenshot(clip=clip)
@@ -148,7 +150,8 @@ def test_words_of_the_server_are_shown(serve: Serve, page: Page) -> None:
         web = page.open(server.url)
         status = web.get_by_role("status")
         assert "No microphone was found" in status.inner_text()
-        assert web.get_by_label("Microphone").is_disabled()
+        # Where the server is the same machine a microphone of its own that it lacks is not offered.
+        assert web.locator("[data-source=mic]").is_hidden()
         assert "not answering" in web.locator("[data-name=inference]").inner_text()
         give(web, "drop", photo(b"no face"), "wall.jpg", "image/jpeg")
         web.get_by_text("There is no face in this photo.").wait_for()
@@ -163,7 +166,7 @@ def test_words_of_the_server_are_shown(serve: Serve, page: Page) -> None:
 def test_own_sound_file_is_spoken(serve: Serve, page: Page) -> None:
     with serve() as server:
         web = page.open(server.url)
-        web.get_by_label("My own sound file").check()
+        web.get_by_role("radio", name="A sound file").check()
         choose = web.locator("#sound")
         choose.set_input_files({"name": "talk.wav", "mimeType": "audio/wav", "buffer": sound(1.5)})
         web.get_by_text("Speaking “talk.wav” (2 s).").wait_for()
@@ -197,7 +200,7 @@ def test_picture_comes_back_after_the_server_was_gone(serve: Serve, page: Page) 
     with serve(port=port) as server:
         page.until("document.getElementById('pill-text').textContent === 'Paused'")
         assert until(lambda: len(server.told()["viewers"]) == 1, WAIT_S)
-        page.until("document.getElementById('picture').naturalWidth > 0")
+        page.until("mouthpiecePlayer.hasPicture")
 
 
 @pytest.mark.parametrize("width", [390, 320])
@@ -219,3 +222,89 @@ def test_forms_work_without_scripts(serve: Serve, browser: Any) -> None:
         web.get_by_role("button", name="Send it").click()
         assert until(lambda: any(name == "upload" for name, _ in server.calls()), WAIT_S)
         context.close()
+
+
+def test_sound_waits_for_a_touch(serve: Serve, page: Page) -> None:
+    # A browser that is steered counts as touched from the start; this says otherwise until there is a real click.
+    page.page.add_init_script(
+        """addEventListener("pointerdown", () => { window.touched = true; }, true);
+        Object.defineProperty(Navigator.prototype, "userActivation",
+            { get: () => ({ hasBeenActive: Boolean(window.touched) }) });"""
+    )
+    with serve("run=1") as server:
+        web = page.open(server.url)
+        button = web.get_by_role("button", name="Sound on")
+        button.wait_for()
+        page.until("mouthpiecePlayer.stats().drawn > 5")
+        assert not web.evaluate("mouthpiecePlayer.sounding")
+        button.click()
+        web.get_by_role("button", name="Mute").click()
+        button.wait_for()
+        assert not web.evaluate("mouthpiecePlayer.sounding")
+        assert page.complaints == []
+
+
+def test_without_web_sockets_the_plain_stream_is_shown(serve: Serve, page: Page) -> None:
+    page.page.add_init_script(
+        """window.WebSocket = class extends WebSocket {
+            constructor(url) { super(String(url).replace("/ws/", "/nowhere/")); }
+        };"""
+    )
+    with serve("run=1") as server:
+        page.open(server.url)
+        first = page.mouth()
+        assert until(lambda: page.mouth() != first, WAIT_S)
+        assert page.page.locator("#picture").is_visible()
+
+
+def test_a_page_acts_on_its_session(serve: Serve, page: Page) -> None:
+    with serve() as server:
+        assert server.post("api/sessions", json={"name": "ada"}).ok
+        web = page.open(server.url + "?session=ada")
+        web.get_by_text("Session ada").wait_for()
+        web.get_by_role("button", name="Start").click()
+        assert until(lambda: ["start", None] in server.told()["sessions"]["ada"], WAIT_S)
+        web.get_by_role("button", name="Stop").wait_for()
+        assert server.calls() == []
+        assert page.complaints == []
+
+
+def test_recordings_are_made_listed_and_deleted(serve: Serve, page: Page) -> None:
+    with serve("run=1") as server:
+        web = page.open(server.url)
+        web.get_by_role("button", name="Record").click()
+        web.get_by_text("being made").wait_for()
+        assert until(lambda: "0:01" in web.locator("#record-text").inner_text(), WAIT_S)
+        web.get_by_role("button", name="Stop recording").click()
+        with web.expect_download() as download:
+            web.get_by_role("link", name="Download the recording").click()
+        assert download.value.suggested_filename.endswith(".mp4")
+        page.until("document.querySelector('.thumbnail').naturalWidth > 0")
+        web.get_by_role("button", name="Delete the recording").click()
+        assert len(server.get("api/sessions/default/recordings").json()["recordings"]) == 1  # it asks first
+        web.get_by_role("button", name="Really delete").click()
+        web.get_by_text("is deleted").wait_for()
+        assert server.get("api/sessions/default/recordings").json()["recordings"] == []
+        assert page.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "colour"),
+    [
+        ("transparent", "rgba(0, 0, 0, 0)"),
+        ("green", "rgb(0, 177, 64)"),
+        ("%23123456", "rgb(18, 52, 86)"),
+        ("url(//x)", "rgb(0, 0, 0)"),
+    ],
+)
+def test_bare_page_has_the_background_asked_for(server: Server, page: Page, asked: str, colour: str) -> None:
+    web = page.open(f"{server.url}view/default?background={asked}")
+    assert web.evaluate("getComputedStyle(document.body).backgroundColor") == colour
+    assert web.locator("button, a, input").count() == 0
+    assert page.complaints == []
+
+
+def test_bare_page_of_no_session_says_so(server: Server) -> None:
+    answer = server.get("view/nobody", headers={"Accept": "text/html"})
+    assert answer.status_code == HTTPStatus.NOT_FOUND
+    assert "There is no session" in answer.text

@@ -28,7 +28,7 @@ const microphone = new Microphone({ session });
 window.mouthpiecePlayer = player; // for tests, and for people with the console open
 let status = null;
 let failures = 0; // polls in a row that got no answer
-let chosen = null; // "browser" or "network", chosen here while the server does not know of it yet
+let chosen = null; // source that was chosen here while the server does not know of it yet
 let soundWish = null; // whether the person wants sound; null: as is best for the source
 let said = null; // what the last action led to: {kind, text}
 let busy = ""; // what is being sent, in words
@@ -467,17 +467,23 @@ $("faces").addEventListener("submit", (event) => {
 $("source-form").addEventListener("change", (event) => {
   const { value } = event.target;
   const was = source();
-  if (value !== was) soundWish = null;
+  if (value !== was) soundWish = null; // what was wished was for another voice
   if (microphone.on && value !== OWN) microphone.stop();
-  chosen = value === OWN || value === "network" ? value : null;
-  if (chosen && status && status.source === chosen && status.running) chosen = null;
+  chosen = status && status.source === value ? null : value;
   if (value === OWN) {
     showDevices();
     if (status && status.running) talk(); // it talks already: from here on with this voice
   }
   if (status) showSources();
   applySound();
-  if (value !== OWN && value !== "network") act(() => ask("/source", formOf({ source: value })));
+  if (value === OWN || value === "network") return; // the server learns of these when there is sound
+  act(async () => {
+    try {
+      return await ask("/source", formOf({ source: value }));
+    } finally {
+      if (chosen === value) chosen = null;
+    }
+  });
 });
 
 function upload(file) {

@@ -1,0 +1,1 @@
+"""What scripts/measure measures of people and programs: sessions, pushed speech, players."""
