@@ -6,7 +6,7 @@ Give it to a session in place of the room's audio::
     await face.start()
     session = AgentSession(stt=..., llm=..., tts=...)
     session.output.audio = face
-    await session.start(agent, room=ctx.room, room_output_options=RoomOutputOptions(audio_enabled=False))
+    await session.start(agent, room=ctx.room, room_options=room_io.RoomOptions(audio_output=False))
 
 Each segment (`capture_frame`..., `flush`) is one utterance. `clear_buffer` interrupts; the framework then learns how
 much of the segment the listener has really heard, to the sample, and keeps only those words in the conversation.
@@ -135,7 +135,8 @@ class MouthpieceOutput(AudioOutput):
                 self._cut_done(self._cut, event.sample)
         elif event.type == "gone":
             self._gone = event.fields["text"] or "The connection has ended."
-            log.warning("Mouthpiece: %s", self._gone)
+            if event.fields["text"]:
+                log.warning("Mouthpiece: %s", self._gone)
             if self._segments:
                 self._finish_all(self._segments[0].begin)
             if self._cut is not None:

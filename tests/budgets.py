@@ -578,7 +578,7 @@ CUT_SAMPLE: Final = 0.01
 """nothing louder is heard after a cut"""
 
 # REST, trust and TLS (tests/web/test_api.py, test_guard.py, test_tls.py)
-API_EXAMPLES: Final = 8
+API_EXAMPLES: Final = 5
 """requests that schemathesis makes up for each operation, beside those that follow from its description"""
 GUARD_CROWD: Final = 200
 """connections that never become a request"""
@@ -619,3 +619,13 @@ MIC_PIECES: Final = 150
 """of 8 to 20 ms that a test looks at"""
 MIC_RATE_SHARE: Final = 0.05
 """by which what arrives may differ from 16 kHz"""
+
+# The browser's microphone through the whole product (tests/e2e/test_browser_mic.py)
+BROWSER_LISTEN_S: Final = 22.0
+"""once through the speech"""
+BROWSER_MIC_CORRELATION: Final = 0.3
+"""of the mouth's opening with the loudness; the browser's noise suppression flattens it"""
+BROWSER_LAG_MS: Final = 350.0
+"""from the microphone to the canvas"""
+BROWSER_SKEW_MS: Final = (-60.0, 40.0)
+"""as the player itself measures it: picture early, picture late"""

@@ -36,6 +36,8 @@ class Pulse:
         self._folder = folder
         self._socket = folder / "native"
         self._server: subprocess.Popen[bytes] | None = None
+        self.server_environment: dict[str, str] = {}
+        """of the server alone"""
         home = folder / "home"
         home.mkdir(mode=0o700)
         (folder / "runtime").mkdir(mode=0o700)
@@ -67,7 +69,11 @@ class Pulse:
         ]
         command += ["-L", f"module-native-protocol-unix auth-anonymous=1 socket={self._socket}"]
         self._server = subprocess.Popen(
-            command, env=self._env(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            env=self._env() | self.server_environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + self.WAIT_S
         while not self._answers():
@@ -81,6 +87,16 @@ class Pulse:
         # without norewinds the monitor hands its sound over in lumps of 2 s
         self._pactl("load-module", "module-null-sink", "sink_name=vmic", "norewinds=1", "rate=48000")
         self._pactl("set-default-source", "vmic.monitor")
+
+    def add_card(self, name: str) -> None:
+        """Make another virtual sound card, the default one to play to; what it plays can be heard at NAME.monitor."""
+        self._pactl("load-module", "module-null-sink", f"sink_name={name}", "norewinds=1", "rate=48000")
+        self._pactl("set-default-sink", name)
+
+    def offer(self) -> None:
+        """Offer the virtual microphone to programs that leave monitors out, as browsers do."""
+        self._pactl("load-module", "module-remap-source", "source_name=mic", "master=vmic.monitor")
+        self._pactl("set-default-source", "mic")
 
     def unplug(self) -> None:
         """Take the virtual microphone away; the server stays."""

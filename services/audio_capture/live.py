@@ -131,7 +131,7 @@ class LiveSource:
 
         Args:
             first_sample: its place in what is pushed, samples. A jump ahead is sound that was lost on the way; a jump
-                back is a new connection, which goes on after a `Hole` for the time between.
+                back is a new connection or epoch; it goes on where the clock says, after a `Hole` if there was a pause.
             pcm: 16 kHz mono, int16, (n,).
             arrived_ns: when it came, monotonic ns.
 
@@ -145,11 +145,9 @@ class LiveSource:
         if not len(pcm):
             return
         jump = 0 if self._expected is None else first_sample - self._expected
-        if not 0 <= jump <= self.JUMP_MOST:
-            self._line.begin(SAMPLE_RATE_HZ)
-            self._frame = jump = 0
         self._expected = first_sample + len(pcm)
-        self._frame += jump
+        if 0 <= jump <= self.JUMP_MOST:
+            self._frame += jump
         samples = pcm.astype(np.float32) / np.float32(32768)
         self._given.extend(self._line.feed(Block(self._frame, arrived_ns, overflow=False, samples=samples)))
         self._frame += len(pcm)

@@ -108,10 +108,12 @@ def blueprint(control: Control, _guard: Guard) -> Blueprint:
         return jsonify(status_json(session_of(control, name)))
 
     @routes.delete("/sessions/<name>")
-    def delete(name: str) -> tuple[str, HTTPStatus]:
+    def delete(name: str) -> Response:
         session_of(control, name)
         or_conflict(control.delete, name)
-        return "", HTTPStatus.NO_CONTENT
+        answer = Response(status=HTTPStatus.NO_CONTENT)
+        del answer.headers["Content-Type"]
+        return answer
 
     @routes.route("/sessions/<name>/face", methods=["PUT", "POST"])
     def face(name: str) -> Response:

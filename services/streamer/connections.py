@@ -157,9 +157,10 @@ class _RefusedError(Exception):
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
         body = f"{text}\n".encode()
+        later = "Retry-After: 5\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
         self.answer = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\nRetry-After: 5\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n{later}\r\n"
         ).encode() + body
 
 
@@ -241,6 +242,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         super().finish_request(conn, done)
         while self._queued and len(self._running) < self.cfg.threads:
             self._run(self._queued.popleft())
+
+    def handle_error(self, request: Any, sock: socket.socket, _address: Any, error: BaseException) -> None:
+        """Answer and log what could not be read as a request, without the address of who sent it."""
+        super().handle_error(request, sock, None, error)
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Called at each turn, at least once a second: end whatever waits for too long."""

@@ -103,10 +103,18 @@ class _Player:
         self._last: Frame | None = None
         self._sent_s = 0.0
         """when the last picture was sent"""
-        self._poll = select.poll()
-        self._poll.register(web, select.POLLIN)
+        self._room = False
+        """whether the line has room for the next one"""
+        self._has_sound = tap is not None
+        """whether there may be sound to send"""
+        self._stuck = False
+        """whether it has to wait"""
+        self._words = select.poll()
+        self._words.register(web, select.POLLIN)
+        self._anything = select.poll()
+        self._anything.register(web, select.POLLIN)
         if tap is not None:
-            self._poll.register(tap, select.POLLIN)
+            self._anything.register(tap, select.POLLIN)
         if viewer is not None:
             viewer.rung = FIRST_RUNG
 
@@ -151,7 +159,8 @@ class _Player:
 
     def _send_sound(self) -> None:
         """Send all sound there is; where the line is stuck it waits, and what is too late by then is dropped whole."""
-        if self._tap is None or self._line.queued > MOST_QUEUED_BYTES:
+        self._stuck = self._has_sound and self._line.queued > MOST_QUEUED_BYTES
+        if self._tap is None or not self._has_sound or self._stuck:
             return
         pieces = self._tap.take()
         for piece in pieces:
@@ -165,8 +174,12 @@ class _Player:
 
     def _send_picture(self) -> None:
         viewer, hub = self._viewer, self._session.frames
-        # The order is the point: first look for room, then take what is newest by then.
-        if viewer is None or not self._is_due(viewer) or not self._line.has_room():
+        if viewer is None:
+            return
+        # The order is the point: first look for room, then take what is newest by then. And the line is asked from the
+        # moment of sending on, not when the next picture comes: it learns from how long the last one took.
+        self._room = self._room or self._line.has_room()
+        if not self._room or not self._is_due(viewer):
             return
         published = viewer.next(0.0)
         if published is None:
@@ -182,6 +195,7 @@ class _Player:
         head = HEADER.pack(PICTURE, frame.seq & 0xFFFFFFFF, frame.epoch, max(0, frame.media_time))
         began_s = time.monotonic()
         self._web.send_bytes(head + jpeg)
+        self._room = False
         viewer.count(len(jpeg))
         self._line.sent(len(head) + len(jpeg), began_s)
         if hub.on_pass is not None and new:
@@ -222,12 +236,18 @@ class _Player:
         """Wait for sound, for a word of the player, or for the next picture."""
         if self._web.pending:
             return
-        wait_s = STATE_S
-        if self._viewer is not None:
-            late_s = time.monotonic() - self._sent_s - TICK_S
-            wait_s = -late_s if late_s < -LOOK_S else LOOK_S if late_s < TICK_S or self._waits() else TICK_S
-        self._poll.poll(1000 * wait_s)
+        wait_s = self._pause_s()
+        if self._stuck:
+            self._words.poll(1000 * min(wait_s, TICK_S))
+            return
+        woken = self._anything.poll(1000 * wait_s)
+        self._has_sound = any(descriptor != self._web.fileno() for descriptor, _ in woken)
 
-    def _waits(self) -> bool:
-        """Whether there is a picture for which there was no room."""
-        return self._session.frames.latest() is not self._last
+    def _pause_s(self) -> float:
+        """How long nothing needs to be looked at that no file descriptor tells of."""
+        if self._viewer is None:
+            return STATE_S
+        late_s = time.monotonic() - self._sent_s - TICK_S
+        if not self._room or -LOOK_S <= late_s < TICK_S:
+            return LOOK_S
+        return -late_s if late_s < 0 else TICK_S

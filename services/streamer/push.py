@@ -322,11 +322,11 @@ class Push:
 
 def _place_of(media: float, marks: Sequence[tuple[int, int, int]], ends: Iterable[int], sent: int, heard: int) -> int:
     """Place in what was pushed that is heard at a media time; see `Push` for the rest."""
-    after = sent
+    after: int | None = None
     for first, place, most in reversed(marks):
         if first <= media:
-            # A piece may end with silence that fills it up: where an utterance ends within it.
-            within = next((end for end in ends if end > place), after)
-            return min(after, within, place + min(most, int(media - first)))
+            if after is None:  # the newest piece may end with silence that fills it up, where an utterance ends
+                after = next((end for end in ends if end > place), sent)
+            return min(after, place + min(most, int(media - first)))
         after = place
     return heard

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,8 +53,10 @@ FRAGMENT_S: Final = 0.24
 """of the file that is written at once"""
 KEY_FRAMES: Final = 50
 """pictures from one that stands for itself to the next"""
-WAITING_FRAMES: Final = 12
-"""pictures that may wait for the encoder"""
+LATE_SLOTS: Final = 10
+"""slots by which the encoder may be late before it leaves out pictures: 0.4 s"""
+WAITING_FRAMES: Final = 25
+"""pictures that may wait for it"""
 WAITING_SLOTS: Final = 250
 """slots of sound that may wait for it"""
 QUALITY: Final = "21"
@@ -191,9 +193,7 @@ class Recorder:
             if len(self._queue) >= WAITING_SLOTS:
                 self.lost += 1
                 return
-            late = len(self._queue) >= WAITING_FRAMES
-            self.skipped += late
-            self._queue.append(_Slot(number, None if late else self._held, pcm))
+            self._queue.append(_Slot(number, self._held if len(self._queue) < WAITING_FRAMES else None, pcm))
             self._ready.notify_all()
 
     def _take(self) -> _Slot | None:
@@ -203,7 +203,11 @@ class Recorder:
                 if self._stopped.is_set() and not self._threads[0].is_alive():
                     return None
                 self._ready.wait(SLOT_S)
-            return self._queue.popleft()
+            slot = self._queue.popleft()
+            if slot.image is None or len(self._queue) >= LATE_SLOTS:
+                self.skipped += 1
+                return replace(slot, image=None)
+            return slot
 
     def _encode(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
@@ -217,9 +221,9 @@ class Recorder:
                     log.error("a recording was cut off: %s", self._film.error)
                     self._end(DISK_FULL if self._film.full else "The recording could not be written, so it was ended.")
                     break
-        except av.FFmpegError:
-            log.exception("a recording cannot be encoded")
-            self._end("The recording could not be encoded, so it was ended. The log of the streamer says why.")
+        except (av.FFmpegError, OSError):
+            log.exception("a recording cannot be made")
+            self._end("The recording could not be made, so it was ended. The log of the streamer says why.")
         finally:
             self._stopped.set()
             self._film.close()
@@ -334,17 +338,6 @@ class _File:
 
     def tell(self) -> int:
         return self._at
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def read(self, size: int) -> bytes:
-        data = os.pread(self._fd, size, self._at)
-        self._at += len(data)
-        return data
 
     def close(self) -> None:
         with suppress(OSError):  # no room for what the kernel kept back is an error that was met before

@@ -201,10 +201,11 @@ class Recordings:
 
     def close(self) -> None:
         """Finish what is being made; no other one begins. What cannot be finished in time stays playable."""
-        with self._lock:
-            self._closed = True
-            if self._recorder is not None and not self._recorder.stop(CLOSE_S):
-                log.warning("%s: a recording could not be finished in time", self._session)
+        # Without the lock: whoever holds it may wait for a slow disk, and the server that stops may not.
+        self._closed = True
+        recorder = self._recorder
+        if recorder is not None and not recorder.stop(CLOSE_S):
+            log.warning("%s: a recording could not be finished in time", self._session)
 
     def forget(self) -> None:
         """Finish and delete all, for good."""
@@ -268,7 +269,7 @@ def _seconds(path: Path) -> float:
     """How long a file plays, s; 0.0 where nothing can be read."""
     try:
         with av.open(str(path)) as container:
-            lengths = [float(s.duration * s.time_base) for s in container.streams.video if s.duration and s.time_base]
+            lengths = [float(s.duration * s.time_base) for s in container.streams if s.duration and s.time_base]
     except (av.FFmpegError, OSError):
         return 0.0
     return max(lengths, default=0.0)

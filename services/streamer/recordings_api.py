@@ -61,7 +61,9 @@ def blueprint(control: Control, _guard: Guard) -> Blueprint:
     @routes.delete(ONE)
     def delete(session: str, recording: str) -> Response:
         _or_missing(session_of(control, session).recordings.delete, recording)
-        return Response(status=HTTPStatus.NO_CONTENT)
+        answer = Response(status=HTTPStatus.NO_CONTENT)
+        del answer.headers["Content-Type"]  # there is nothing that it could be of
+        return answer
 
     @routes.get(ONE + ".mp4")
     def movie(session: str, recording: str) -> Response:

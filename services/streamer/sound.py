@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import floor
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
@@ -241,8 +242,9 @@ class SoundReader:
         # The rate goes over in a straight line, so the place runs on a parabola: neither of them ever jumps.
         change = (share - self._share) * min(1.0, samples / (BEND_S * SAMPLE_RATE_HZ))
         places: Places = place + count * (1 + self._share) + change * count * count / (2 * samples)
-        first = int(places[0]) - REACH
-        cut = self._hub.cut(self._epoch, first, int(places[-1]) + REACH + 1 - first)
+        # One sample more than it takes: a place a hair below a whole number may be rounded up to it.
+        first = floor(places[0]) - REACH
+        cut = self._hub.cut(self._epoch, first, floor(places[-1]) + REACH + 2 - first)
         gain = np.minimum(_gain(places, cut.spans), self._gain + (count + 1) / FADE).astype(np.float32)
         sound = interpolate(cut.pcm.astype(np.float32), places - first) * gain
         self._hub.note_missing(int(np.count_nonzero(gain[:samples] == 0.0)))

@@ -383,6 +383,7 @@ class _Listener:
             self._end_utterance()
             self._ending = kind == "end"
         elif kind == "interrupt":
+            self._converter.forget()
             self._forget()
             self._push.interrupt()
             self._cuts += 1
@@ -398,7 +399,6 @@ class _Listener:
         """What was not pushed yet is not wanted any more."""
         self._waiting.clear()
         self._waiting_samples = 0
-        self._converter.forget()
         self._ledger.cut(self._pushed, self._converter.taken)
 
     # ---- what is passed on

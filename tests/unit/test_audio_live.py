@@ -203,6 +203,19 @@ def test_a_new_connection_goes_on_with_a_hole_for_the_time_between() -> None:
     assert max(abs(error) for error in click_errors_ms(given)) <= LIVE_LINE_MS
 
 
+def test_numbers_that_begin_anew_without_a_pause_are_no_break() -> None:
+    """A new epoch counts from 0; the microphone goes on."""
+    blocks = browser(6)
+    given = run(
+        LiveSource(),
+        blocks[:150] + [dataclasses.replace(b, first_sample=b.first_sample - 48_000) for b in blocks[150:]],
+    )
+    check_contiguous(given)
+    assert not holes(given)
+    assert len(errors := click_errors_ms(given)) == 6
+    assert max(abs(error) for error in errors) <= LIVE_LINE_MS
+
+
 def test_sound_that_the_bus_lost_is_a_hole_of_its_length() -> None:
     blocks = browser(6)
     given = run(LiveSource(), blocks[:150] + blocks[170:])

@@ -356,9 +356,12 @@ def test_an_utterance_that_follows_in_time_follows_without_a_seam() -> None:
     pcm = noise(1_500)
     playout.put(pcm[:1_000], 0, 0)
     playout.pad()
-    playout.put(pcm[1_000:], 30 * MS, 1_000)
+    playout.put(pcm[1_000:1_100], 30 * MS, 1_000)
+    items = drive(playout, 85 * MS)
+    assert len(items) == 3, "the next utterance has begun: its first chunk waits for more as any other"
+    playout.put(pcm[1_100:], 90 * MS, 1_100)
     playout.pad()
-    items = drive(playout, 200 * MS)
+    items += drive(playout, 200 * MS, since_ns=90 * MS)
     np.testing.assert_array_equal(sound_of(items), np.concatenate((pcm, np.zeros(100, np.int16))))
     assert [item.pushed for item in items if isinstance(item, Chunk)] == [0, 320, 640, 960, 1_280]
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from services.streamer import recorder
 from services.streamer.control import LimitError
 from services.streamer.mjpeg import Frame, FrameHub
 from services.streamer.recorder import MARK, RESERVE_BYTES, fit, free_bytes, whole_bytes
@@ -181,6 +182,7 @@ def test_a_slow_encoder_costs_pictures_and_neither_sound_nor_ticks(tmp_path: Pat
     film = decoded(made.path(recording.id))
     assert len(film.times) < recording.seconds / SLOT_S - 1, "nothing was left out, so nothing was tried"
     assert len(film.pcm) / 16_000 > 60 * SLOT_S - RECORDING_LENGTH_S
+    assert film.times[-1] > recording.seconds / 2, "pictures are left out here and there, not from some moment on"
 
 
 def test_another_face_is_fitted_into_the_first_size(tmp_path: Path) -> None:
@@ -327,6 +329,18 @@ def test_the_end_of_a_session_ends_its_recording_well(tmp_path: Path) -> None:
     assert [r.state for r in made.list()] == ["finished"]
 
 
+def test_a_recording_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "MOST_S", 1)
+    with Screen(lambda _: picture(90)) as screen:
+        made = recordings(tmp_path, screen)
+        begun = made.start()
+        stack.until(lambda: not made.current, RECORDING_WAIT_S, "the end of the recording")
+        recording = made.get(begun.id)
+    assert recording.state == "finished"
+    assert recording.seconds == pytest.approx(1.0, abs=RECORDING_LENGTH_S)
+    assert "at most" in recording.text
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     folder.mkdir()
@@ -361,7 +375,7 @@ def test_a_full_disk_ends_a_recording_that_plays(tmp_path: Path, left_bytes: int
         stack.until(lambda: not made.current, RECORDING_WAIT_S, "the end of the recording")
         recording = made.get(begun.id)
         assert "disk is full" in recording.text
-        assert recording.state == ("finished" if left_bytes else "unfinished")
+        assert recording.state == "finished" or not left_bytes
         assert recording.seconds > length_s - RECORDING_CUT_S
         path = made.path(begun.id)
         assert whole_bytes(path) == path.stat().st_size

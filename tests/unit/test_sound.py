@@ -66,13 +66,13 @@ class Rig:
         self.hub = SoundHub()
         self.now_s = 1_000.0
         self.epoch = 7
-        self.base = 0.0
-        """media time due at the start"""
+        self.base = 80.0
+        """media time due at the start; pieces begin and end where the tone is loudest, so that a cut must fade"""
         self.rate = 16_000.0
         self.ticks = 0
         self.hz = hz
         self.ahead = ahead
-        self.end = 0
+        self.end = 80
         self.comes = True
         self.runs = True
         self.gap: tuple[int, int] = (0, 0)
@@ -135,7 +135,7 @@ class TestStep:
     @pytest.mark.parametrize("change_s", [0.008, -0.008])
     def test_a_delay_that_changes_each_frame_is_followed_without_a_jump(self, change_s: float) -> None:
         rig = Rig(ahead=6_400)
-        rig.base = 3_000.0
+        rig.base = 3_040.0
         heard = []
         with rig.hub.reader() as reader:
             heard.append(rig.run(reader, 1.0))
@@ -249,7 +249,7 @@ class TestCuts:
 
     def test_a_gap_is_silence_between_two_fades(self) -> None:
         rig = Rig()
-        rig.gap = (16_000, 16_000 + 5 * PIECE)
+        rig.gap = (16_080, 16_080 + 5 * PIECE)
         with rig.hub.reader() as reader:
             sound = rig.run(reader, 2.0)
         assert not sound[16_000 : 16_000 + 5 * PIECE].any()
@@ -351,6 +351,17 @@ class TestHub:
         finally:
             tracemalloc.stop()
         assert hub.stats().kept_s <= 30.0
+
+    @pytest.mark.parametrize("hair", [-1e-12, 0.0, 1e-12])
+    def test_before_the_first_sample_it_is_silence(self, hair: float) -> None:
+        for place in (0, -PIECE, 1 - PIECE, -PIECE - FADE, 1 - PIECE - FADE):
+            hub = SoundHub()
+            hub.heard(1, 0, tone(0, 3 * PIECE))
+            hub.at(0.0, 1, place + hair)
+            with hub.reader() as reader:
+                pcm = np.concatenate([reader.read(PIECE, 0.02 * i) for i in range(2)])
+            wanted = tone(place, 2 * PIECE) * (np.arange(place, place + 2 * PIECE) >= 0)
+            assert np.abs(pcm - wanted)[max(0, -place) + FADE :].max(initial=0) <= 2
 
     def test_listeners_are_bounded_and_freed(self) -> None:
         hub = SoundHub(1)

@@ -53,7 +53,7 @@ def test_axe_finds_nothing(serve: Serve, look: Any) -> None:
         page = shown(look, server.url)
         assert complaints(page) == []
         page.get_by_role("button", name="Start").click()
-        page.get_by_role("button", name="Record").click()
+        page.get_by_role("button", name="Record", exact=True).click()
         page.get_by_role("button", name="Stop recording").click()
         page.get_by_role("button", name="Delete the recording").wait_for()
         page.get_by_role("radio", name="My microphone").check()
@@ -84,7 +84,7 @@ def test_focus_goes_down_the_page(serve: Serve, look: Any) -> None:
     """By Tab alone everything is reached, in the order in which it is seen; each thing has a name."""
     with serve() as server:
         page = shown(look, server.url)
-        page.get_by_role("button", name="Record").wait_for()
+        page.get_by_role("button", name="Record", exact=True).wait_for()
         seen = []
         for _ in range(30):
             page.keyboard.press("Tab")

@@ -227,7 +227,7 @@ class TestServer:
         heard = np.frombuffer(out.read_bytes(), "<i2")
         assert len(heard) == 32_000
         spectrum = np.abs(np.fft.rfft(heard[8_000:24_000] * np.blackman(16_000)))
-        assert int(spectrum.argmax()) == pytest.approx(1_000, abs=20), "the tone of the stand-in, its rate bent a little"
+        assert int(spectrum.argmax()) == pytest.approx(1_000, abs=20), "the tone, its rate bent a little"
 
     def test_a_reader_that_stopped_holds_nobody_up_and_is_cut(self, serve: Serve) -> None:
         with serve("run=1") as server:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -14,8 +16,15 @@ import numpy.typing as npt
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
+from wsproto.events import BytesMessage, TextMessage
 
+from services.streamer import speech
+from services.streamer.control import SessionControl
+from services.streamer.mjpeg import FrameHub, HubClosedError
+from services.streamer.push import Push
+from services.streamer.websocket import WebSocket, handshake
 from tests.budgets import SOCKET_WAIT_S, SPEECH_LEVEL_SHARE, SPEECH_SOCKETS
+from tests.unit.test_websocket import HEADERS, Peer
 from tests.web.conftest import Server, until
 from tests.web.test_player_socket import listen as watch
 from tests.web.test_player_socket import player
@@ -354,3 +363,98 @@ def test_a_server_that_stops_ends_it(serve: Serve):
         server.process.terminate()
         assert hear_out(client)[1] == 1001
         assert server.process.wait(SOCKET_WAIT_S) == 0
+
+
+class Slow:
+    """A session whose loop does an interrupt a while after it was asked to, as the real one."""
+
+    name = "default"
+
+    def __init__(self) -> None:
+        self.frames = FrameHub()
+        self.asked = threading.Event()
+        self.push_: Push | None = None
+
+    def push(self, *, live: bool) -> Push:
+        self.push_ = Push(lambda: None, lambda _: self.asked.set(), live=live)
+        return self.push_
+
+
+def test_new_sound_waits_until_an_interrupt_is_done():
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        session = Slow()
+        shake = handshake(HEADERS)
+        web, peer = WebSocket(ends[0], shake), Peer(ends[1])
+        assert ends[1].recv(len(shake.answer)) == shake.answer
+        thread = threading.Thread(target=serve_speech, args=(web, session))
+        thread.start()
+        peer.send(TextMessage(json.dumps({**START, "sample_rate": 8000})))
+        peer.send(BytesMessage(bytes(16_000)))
+        peer.send(TextMessage('{"type":"flush"}'))
+        heard = peer_words(peer, "flushed")
+        peer.send(TextMessage('{"type":"interrupt"}'))
+        peer.send(BytesMessage(bytes(3_200)))
+        peer.send(TextMessage('{"type":"flush"}'))
+        assert session.asked.wait(SOCKET_WAIT_S)
+        assert session.push_ is not None
+        session.push_.forget()
+        assert session.push_.waiting == 0
+        session.push_.tell_cut(4_000)
+        heard = peer_words(peer, "flushed")
+        cut = of(heard, "interrupted")[0]
+        assert cut["sample"] == 2_000
+        assert session.push_.waiting == 3_200
+        assert sum(len(piece.pcm) for piece in session.push_.to_send() if piece.pcm is not None) == 3_200
+        session.push_.came_back(0, 0, 3_200)
+        session.push_.heard(3_200)
+        heard = peer_words(peer, "ended")
+        assert heard[0]["type"] == "started"
+        assert heard[0]["sample"] == 8_000
+        assert heard[-1]["sample"] == 8_000 + 1_600
+        assert heard[-1]["utterance_samples"] == 1_600
+        session.frames.close()
+        thread.join(SOCKET_WAIT_S)
+        assert not thread.is_alive()
+        assert session.push_.finished
+
+
+def serve_speech(web: WebSocket, session: Slow) -> None:
+    with suppress(HubClosedError):
+        speech.listen(web, cast("SessionControl", session))
+
+
+def peer_words(peer: Peer, kind: str) -> list[Words]:
+    heard: list[Words] = []
+    while not heard or heard[-1]["type"] != kind:
+        events = peer.events()
+        assert events
+        heard += [json.loads(event.data) for event in events if isinstance(event, TextMessage)]
+    return heard
+
+
+def test_places_are_those_of_the_sender_and_exact_at_the_ends_of_utterances():
+    ledger = speech.Ledger(44_100)
+    taken = pushed = 0
+    for samples in (1, 7, 44_099, 12_345, 3):
+        taken, pushed = taken + samples, pushed + round(samples * 16_000 / 44_100)
+        ledger.end(pushed, taken)
+        assert ledger.place(pushed) == taken
+    assert ledger.place(pushed + 16_000) == taken + 44_100
+    ledger.cut(pushed + 16_000, taken + 100_000)
+    assert ledger.place(pushed + 16_000) == taken + 44_100
+    assert ledger.place(pushed + 16_000, begins=True) == taken + 100_000
+    assert ledger.place(pushed + 16_160) == taken + 100_441
+
+
+def test_a_sound_that_is_resampled_is_the_sound_that_was_sent():
+    converter = speech.Converter(speech.Start(live=False, encoding="pcm16", sample_rate=48_000, channels=2))
+    data = tone(48_000, 48_000, 2).tobytes()
+    parts = [converter.feed(data[at : at + 1_999]) for at in range(0, len(data), 1_999)]
+    out = np.concatenate([*parts, converter.end()]).astype(float)
+    assert len(out) == 16_000
+    assert converter.taken == 48_000
+    wanted = PEAK * np.sin(2 * np.pi * TONE_HZ * np.arange(16_000) / 16_000)
+    middle = slice(1_000, 15_000)
+    best = min(np.abs(out[middle] - np.roll(wanted, shift)[middle]).max() for shift in range(-3, 4))
+    assert best < PEAK * SPEECH_LEVEL_SHARE

@@ -6,12 +6,13 @@ import json
 import re
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import cv2
@@ -22,8 +23,15 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
+from services.streamer.control import SessionControl, Status
+from services.streamer.mjpeg import Frame, FrameHub, HubClosedError
+from services.streamer.player import Line, play
+from services.streamer.sound import SoundHub
+from services.streamer.websocket import WebSocket, handshake
 from tests.budgets import SOCKET_CROWD, SOCKET_SPARE_THREADS, SOCKET_WAIT_S
+from tests.unit.test_websocket import HEADERS
 from tests.web.conftest import Server, until
+from tests.web.standin import Session as StandInSession
 
 Serve = Callable[..., AbstractContextManager[Server]]
 
@@ -147,6 +155,69 @@ def test_a_still_face_comes_sharp_and_then_not_again(serve: Serve):
             pytest.fail("the same picture comes again and again")
     assert {number for number, *_ in got.frames} == {got.frames[0][0]}
     assert got.texts[1]["running"] is False
+
+
+def test_a_good_line_gets_the_best_pictures(serve: Serve):
+    with serve("run=", "noise=") as server, player(server) as client:
+        best = 82
+        listen(client, lambda g: len(g.frames) % 10 == 9 and server.told()["viewers"][0]["quality"] == best)
+
+
+class Still:
+    """A session of which the test itself publishes."""
+
+    name = "still"
+
+    def __init__(self) -> None:
+        self.frames = FrameHub()
+        self.sound = SoundHub()
+        self.epoch = 5
+
+    def status(self) -> Status:
+        return replace(StandInSession(publish=False).status(), epoch=self.epoch)
+
+
+def test_what_is_older_than_the_epoch_told_is_not_sent():
+    session = Still()
+    image = np.zeros((64, 64, 3), np.uint8)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with socket.create_connection(listener.getsockname()) as client, listener, listener.accept()[0] as sock:
+        client.settimeout(SOCKET_WAIT_S)
+        with session.frames.viewer() as viewer, session.sound.tap() as tap:
+            line = Line(sock)
+            web = WebSocket(sock, handshake(HEADERS))
+
+            def serve_it() -> None:
+                with suppress(HubClosedError):
+                    play(web, cast("SessionControl", session), line, viewer, tap)
+                web.shut()
+
+            thread = threading.Thread(target=serve_it)
+            thread.start()
+            got, protocol = Got(), Frames()
+
+            def take(enough: Callable[[], Any]) -> None:
+                while not enough():
+                    for message in protocol.take(client.recv(65_536)):
+                        got.take(message)
+
+            session.frames.publish(Frame(1, image, epoch=5))
+            take(lambda: got.frames)
+            session.frames.publish(Frame(2, image, epoch=7))  # the state still says 5
+            take(lambda: got.frames[-1][0] == 2)
+            session.frames.publish(Frame(3, image, epoch=6))
+            session.sound.heard(6, 0, np.ones(640, np.int16))
+            session.sound.heard(7, 0, np.ones(640, np.int16))
+            take(lambda: got.sounds)
+            session.frames.publish(Frame(4, image, epoch=7))
+            take(lambda: got.frames[-1][0] == 4)
+            session.frames.close()
+            thread.join(SOCKET_WAIT_S)
+            assert not thread.is_alive()
+        session.sound.close()
+    assert 3 not in [number for number, *_ in got.frames]
+    assert [epoch for _, epoch, *_ in got.sounds] == [7]
+    assert [words["epoch"] for words in got.of("state")] == [5, 7]
 
 
 def test_a_new_epoch_is_told_before_anything_of_it_and_nothing_old_comes_after(serve: Serve):

@@ -158,3 +158,16 @@ def test_a_stop_of_the_server_finishes_the_file(serve: Serve, tmp_path: Path) ->
         assert server.stop() == 0
     with serve(f"folder={tmp_path / 'kept'}") as server:
         assert [r["state"] for r in server.get(DEFAULT).json()["recordings"]] == ["finished"]
+
+
+def test_a_deleted_session_takes_its_recordings_along(serve: Serve, tmp_path: Path) -> None:
+    with serve(f"folder={tmp_path}") as server:
+        assert server.post("api/sessions", json={"name": "guest"}).status_code == 201
+        where = "api/sessions/guest/recordings"
+        assert until(lambda: server.get("snapshot.jpg?session=guest").status_code == 200, RECORDING_WAIT_S)
+        answer = server.post(where)
+        assert answer.status_code == 201
+        assert len(list((tmp_path / "guest").iterdir())) == 2
+        assert delete(server, "api/sessions/guest").status_code == 204
+        assert not (tmp_path / "guest").exists()
+        assert server.get(where).status_code == 404

@@ -210,7 +210,9 @@ function showSources() {
   $("own").hidden = now !== "network";
   $("own-mic").hidden = now !== OWN;
   $("take-over").hidden = !(status.running && status.source === OWN && !microphone.on);
-  setText($("source-text"), chosen || now === OWN ? "" : status.source_text);
+  const lateWords = microphone.state === "live" && !player.wanted ? "The sound here is off, so that you do not hear yourself late." : "";
+  setText($("source-text"), now === OWN ? lateWords : chosen ? "" : status.source_text);
+  setText($("own-hint"), noMic ? "Not on this page; see below" : "You talk here, the face talks");
   showMicrophone();
   const reasons = status.sources.filter(({ id, available, why }) => !available && why && id !== OWN);
   if (noMic) reasons.unshift({ id: OWN, why: noMic });
@@ -231,9 +233,8 @@ function showSources() {
 
 function showMicrophone() {
   let text = microphone.text;
-  if (!text && microphone.state === "live") {
-    text = player.sounding ? "You are heard." : "You are heard. The sound here is off, so that you do not hear yourself late.";
-  } else if (!text && status && status.running && status.source === OWN) text = "Somebody talks from another page.";
+  if (!text && microphone.state === "live") text = "You are heard.";
+  else if (!text && status && status.running && status.source === OWN) text = "Somebody talks from another page.";
   else if (!text) text = "Press Start and talk. The browser asks first whether it may listen.";
   setText($("mic-text"), text);
   $("mic-text").dataset.state = microphone.state;

@@ -26,6 +26,7 @@ const LOOSE_S = 1;
 const FIRST_LOOSE_S = 3; // the same after the sound was switched on: a page that has just come is slow
 const QUIET_JUMP_S = 0.03; // and so far where nobody hears it
 const QUIET = 200; // of 32768
+const QUIET_PAUSE_S = 0.5; // from one such jump to the next
 const SILENCE_S = 0.4; // running and nothing came for so long: a stall
 const DEAD_S = 12; // and for so long: another connection is tried
 const SLEPT_S = 1; // the timer did not run for so long: the tab slept
@@ -116,7 +117,10 @@ export class Player extends EventTarget {
     this.decodes = 0;
     this.pieces = []; // last sound: {epoch, first, pcm}
     this.reports = []; // of the audio thread, oldest first
-    this.places = 0;
+    this.places = 0; // jumps of the playhead, numbered, so that older reports are known
+    this.placedS = 0; // when the last was
+    this.placing = -1; // and in which epoch
+    this.countedEnd = -1; // where the sound ended at the last underrun
     this.clockOffset = null; // audible context time minus performance time, s
     this.looseUntilS = 0;
     this.lastMessageS = 0;
@@ -124,6 +128,8 @@ export class Player extends EventTarget {
     this.tries = 0;
     this.closed = false;
     this.count = { drawn: 0, dropped: 0, underruns: 0, jumps: 0, reconnects: 0, cuts: 0 };
+    this.order = 0; // of frames, as they came
+    this.drawnOrder = 0;
     this.drawnSample = -1;
     this.drawnEpoch = -1;
     this.skews = []; // of this second, ms
@@ -395,7 +401,8 @@ export class Player extends EventTarget {
     const off = (due + (report.at - time) * RATE_HZ - report.head) / RATE_HZ; // positive: it is behind
     const limit = nowS < this.looseUntilS ? LOOSE_JUMP_S : JUMP_S;
     const goal = report.head + off * RATE_HZ;
-    const unheard = Math.abs(off) > QUIET_JUMP_S && this.isQuiet(Math.min(goal, report.head), Math.max(goal, report.head));
+    const mayJump = Math.abs(off) > QUIET_JUMP_S && nowS - this.placedS > QUIET_PAUSE_S;
+    const unheard = mayJump && this.isQuiet(Math.min(goal, report.head), Math.max(goal, report.head));
     if (Math.abs(off) > limit || unheard) {
       this.jump(due, time, newest, true);
     } else if (!report.starved) {
@@ -413,7 +420,7 @@ export class Player extends EventTarget {
   jump(due, time, newest, counted) {
     const nowS = seconds();
     const head = due + this.outputS * RATE_HZ;
-    if (head >= newest.end || nowS - (this.placedS || 0) < 0.04) return; // nothing there to play, or just done
+    if (head >= newest.end || nowS - this.placedS < 0.04) return; // nothing there to play, or just done
     this.places += 1;
     this.placing = this.epoch;
     this.placedS = nowS;
@@ -440,14 +447,15 @@ export class Player extends EventTarget {
 
   takeFrame(nowS, sample, blob) {
     if (this.waiting) this.count.dropped += 1;
-    this.waiting = { nowS, epoch: this.epoch, sample, blob };
+    this.order += 1; // two pictures may belong to one moment: a face at rest that becomes another one
+    this.waiting = { order: this.order, epoch: this.epoch, sample, blob };
     if (!document.hidden) this.decode();
     else if (sample > 0) this.pace.frame(nowS, sample);
   }
 
   async decode() {
     if (!this.waiting || this.decodes >= MOST_DECODES) return;
-    const { epoch, sample, blob } = this.waiting;
+    const { order, epoch, sample, blob } = this.waiting;
     this.waiting = null;
     this.decodes += 1;
     let bitmap = null;
@@ -457,22 +465,21 @@ export class Player extends EventTarget {
       this.count.dropped += 1; // not a whole picture; the next one comes
     }
     this.decodes -= 1;
-    if (bitmap) this.ready(epoch, sample, bitmap);
+    if (bitmap) this.ready({ order, epoch, sample, bitmap, readyS: seconds() });
     this.decode();
   }
 
-  ready(epoch, sample, bitmap) {
-    const old = this.drawnEpoch === epoch && sample <= this.drawnSample;
-    if (epoch !== this.epoch || old || this.closed) {
+  ready(frame) {
+    const { order, epoch, sample, bitmap, readyS } = frame;
+    if (epoch !== this.epoch || order < this.drawnOrder || this.closed) {
       bitmap.close();
       this.count.dropped += 1;
       return;
     }
-    const readyS = seconds();
     if (sample > 0) this.pace.frame(readyS, sample); // at 0 the time line may not run yet
     let at = this.frames.length;
-    while (at > 0 && this.frames[at - 1].sample > sample) at -= 1;
-    this.frames.splice(at, 0, { epoch, sample, bitmap, readyS });
+    while (at > 0 && this.frames[at - 1].order > order) at -= 1;
+    this.frames.splice(at, 0, frame);
     while (this.frames.length > MOST_FRAMES) this.drop();
     if (!this.sounding || !this.pieces.length) this.draw(); // nothing to wait for
   }
@@ -507,7 +514,7 @@ export class Player extends EventTarget {
     if (heard !== null) this.skews.push((heard - frame.sample) / (RATE_HZ / 1000));
   }
 
-  paint({ bitmap, epoch, sample }) {
+  paint({ order, bitmap, epoch, sample }) {
     const { canvas } = this;
     const { width, height } = bitmap;
     const bent = Math.abs(width * canvas.height - height * canvas.width) > 0.02 * width * canvas.height;
@@ -518,6 +525,7 @@ export class Player extends EventTarget {
     this.context2d.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     if (this.lastBitmap) this.lastBitmap.close();
     this.lastBitmap = bitmap;
+    this.drawnOrder = order;
     this.drawnEpoch = epoch;
     this.drawnSample = sample;
     this.count.drawn += 1;

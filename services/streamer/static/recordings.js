@@ -1,7 +1,7 @@
 // The recordings of a session: the button that makes one, and the list of those that are there.
 
 const POLL_MS = 1000; // while one is made
-const SURE_MS = 4000; // how long "Really?" stands
+const SURE_MS = 4000; // how long "Really?" stands there
 
 const $ = (id) => document.getElementById(id);
 
@@ -138,8 +138,8 @@ export class RecordingList {
   async remove(id, name, button) {
     if (!button.dataset.sure) {
       button.dataset.sure = "yes";
-      button.textContent = "Really delete?";
-      button.setAttribute("aria-label", `Really delete the recording of ${name}?`);
+      button.textContent = "Really?";
+      button.setAttribute("aria-label", `Really? Delete the recording of ${name}`);
       setTimeout(() => {
         delete button.dataset.sure;
         button.textContent = "Delete";
