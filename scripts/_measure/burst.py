@@ -16,13 +16,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import psutil
-import zmq
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from scripts._measure.api import PIECE_BYTES, Api, next_of, player, speaker
-from shared.messages import Audio, Gap, unpack
-from shared.topics import topic
+from shared.bus import Bus, Delivery
+from shared.messages import Audio, Gap
 from tests.rig.stack import Stack, until
 from tests.rig.voices import paused_speech
 
@@ -42,11 +41,8 @@ class _Tap:
 
     def __init__(self, stack: Stack, session: str) -> None:
         self._session = session
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.RCVHWM, 100_000)
-        self._socket.connect(f"tcp://127.0.0.1:{stack.bus_port + topic('audio').port}")
-        self._socket.subscribe(b"audio")
+        self._bus = Bus("mel_features", "127.0.0.1", stack.bus_port)
+        self._bus.receives("audio")
         self.pcm: list[npt.NDArray[np.int16]] = []
         self.missing = 0
         self.last: dict[int, float] = {}
@@ -57,19 +53,18 @@ class _Tap:
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            if not self._socket.poll(200):
-                continue
-            message = unpack(self._socket.recv_multipart()[1:], topic("audio").messages)
-            if isinstance(message, Gap) and message.session == self._session:
-                self.missing += message.samples
-            elif isinstance(message, Audio) and message.session == self._session:
-                self.pcm.append(message.pcm)
-                self.last[message.epoch] = time.monotonic()
+            for event in self._bus.receive(0.2):
+                message = event.message if isinstance(event, Delivery) else None
+                if isinstance(message, Gap) and message.session == self._session:
+                    self.missing += message.samples
+                elif isinstance(message, Audio) and message.session == self._session:
+                    self.pcm.append(message.pcm)
+                    self.last[message.epoch] = time.monotonic()
 
     def close(self) -> None:
         self._ending.set()
         self._thread.join()
-        self._context.destroy(linger=0)
+        self._bus.close()
 
 
 def _speech(seconds: float) -> npt.NDArray[np.int16]:

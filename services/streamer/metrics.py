@@ -128,6 +128,11 @@ FAMILIES: Final = {
         Family("mouthpiece_av_skew_abs_seconds", "histogram", "how far from its sound each frame was shown"),
         Family("mouthpiece_listeners", "gauge", "open streams of sound", SESSION),
         Family("mouthpiece_pushed_waiting_seconds", "gauge", "sound that was pushed and not heard yet", SESSION),
+        Family(
+            "mouthpiece_sound_skew_abs_seconds", "histogram", "how far the streams of sound were from the picture shown"
+        ),
+        Family("mouthpiece_sound_missing_seconds_total", "counter", "sound that a stream of sound had to do without"),
+        Family("mouthpiece_sound_dropped_seconds_total", "counter", "sound that players were too slow for"),
         Family("mouthpiece_player_skew_abs_seconds", "histogram", "how far from its sound a player drew its picture"),
         Family("mouthpiece_viewers", "gauge", "open streams", SESSION),
         Family("mouthpiece_viewer_rate_hz", "gauge", "frames a second of each viewer", ("session", "viewer")),
@@ -173,6 +178,9 @@ COUNTED: Final = (
     Source("refused.*", "mouthpiece_messages_refused_total"),
     Source("hist.age_*", "mouthpiece_frame_age_seconds"),
     Source("hist.took_*", "mouthpiece_stage_duration_seconds"),
+    Source("hist.sound_skew*", "mouthpiece_sound_skew_abs_seconds"),
+    Source("sound.missing_samples", "mouthpiece_sound_missing_seconds_total", scale=1 / SAMPLE_RATE_HZ),
+    Source("sound.tap_dropped_samples", "mouthpiece_sound_dropped_seconds_total", scale=1 / SAMPLE_RATE_HZ),
     Source("hist.player_skew*", "mouthpiece_player_skew_abs_seconds"),
     Source("hist.skew*", "mouthpiece_av_skew_abs_seconds"),
 )

@@ -62,6 +62,7 @@ class Streamer:
         self._told_s = float("-inf")
         self._looked_s = float("-inf")
         tally.begin("gap_samples", "patch_epoch", "patch_face", "published")
+        tally.begin("sound.missing_samples", "sound.tap_dropped_samples")
         tally.begin(*(f"playout.{name}" for name in ("shown", "held", "late", "skipped", "twice", "overflow")))
         bus.publishes("session", "ingest")
         bus.receives("audio", "face", "patch", "beat")
@@ -143,7 +144,7 @@ class Streamer:
     def remove(self, name: str, why: str) -> None:
         """End a session for good; its faces are deleted everywhere, unless another session shows them."""
         session = self.sessions.pop(name)
-        session.count_playout()
+        session.count_up()
         self._leave(session)
         self._forget_faces(session, session.photos.clear())
         state = session.book.state

@@ -186,7 +186,7 @@ class Session:
                 self._push_due_s = 0.0
         state = self.book.change(running=running, source=source)
         self._tally.say(f"{'runs' if state.running else 'is stopped'}, epoch {state.epoch} session={state.session}")
-        self.count_playout()
+        self.count_up()
         self._counted.clear()
         self.playout = Playout()
         self._stream = ""
@@ -274,7 +274,7 @@ class Session:
         if now_s - self._told_s >= TELL_S:
             self._told_s = now_s
             self._bus.send("session", self.book.state)
-            self.count_playout()
+            self.count_up()
             for photo in self.photos.to_tell():
                 self._bus.send("ingest", photo, "photo")
         if self._push is not None and now_s >= self._push_due_s:
@@ -376,12 +376,14 @@ class Session:
             told = {"at_ns": round(now_s * 1e9), "took_ms": took_s * 1000.0, "skew_ms": skew_s * 1000.0}
             self._tally.trace("shown", patch.session, patch.epoch, patch.frame, **told)
 
-    def count_playout(self) -> None:
-        """Add to the totals what the playout counted since the last time; its own counts end with the epoch."""
+    def count_up(self) -> None:
+        """Add to the totals what playout and sound counted since the last time; the former's end with the epoch."""
         now = self.playout.counters.copy()
         for name, number in (now - self._counted).items():
             self._tally.count(f"playout.{name}", number)
         self._counted = now
+        for name, counted in self.sound.drain().items():
+            self._tally.count(name, counted)
 
     def _renew(self, patch: Patch | None, place: int = 0) -> None:
         """Make the picture to publish from here on."""

@@ -215,6 +215,22 @@ def test_without_sound_frames_are_drawn_as_they_come(serve: Serve, open_player: 
         assert again["drawnSample"] > first["drawnSample"]
 
 
+def test_plays_where_there_is_no_audio_thread(serve: Serve, loud_browser: Any) -> None:
+    """As on a page that came over plain HTTP from another machine."""
+    context = loud_browser.new_context(viewport={"width": 480, "height": 480})
+    context.add_init_script(
+        "Object.defineProperty(BaseAudioContext.prototype, 'audioWorklet', { get: () => undefined })"
+    )
+    with serve("run=1") as server:
+        player = Player(context.new_page(), server)
+        before = player.plays()
+        least, most = PLAYER_SKEW_MS
+        player.until(lambda s: s["skewMs"] is not None and least < s["skewMs"] < most)
+        player.until(lambda s: s["sample"] is not None and s["sample"] > before["sample"] + 48_000)
+        assert player.complaints == []
+    context.close()
+
+
 def test_comes_back_after_the_server_was_gone(serve: Serve, open_player: Callable[[Server], Player]) -> None:
     with serve("run=1") as server:
         player = open_player(server)

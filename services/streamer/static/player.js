@@ -91,6 +91,12 @@ class Pace {
   }
 }
 
+async function speakerOf(context) {
+  if (!context.audioWorklet) return (await import("./plain_speaker.js")).plainSpeaker(context);
+  await context.audioWorklet.addModule(new URL("speaker.js", import.meta.url));
+  return new AudioWorkletNode(context, "mouthpiece-speaker", { numberOfInputs: 0, outputChannelCount: [1] });
+}
+
 export class Player extends EventTarget {
   /**
    * @param {HTMLCanvasElement} canvas
@@ -288,8 +294,14 @@ export class Player extends EventTarget {
       const context = new AudioContext({ latencyHint: "interactive" });
       this.context = context;
       context.addEventListener("statechange", () => this.soundChanged());
-      await context.audioWorklet.addModule(new URL("speaker.js", import.meta.url));
-      const node = new AudioWorkletNode(context, "mouthpiece-speaker", { numberOfInputs: 0, outputChannelCount: [1] });
+      let node;
+      try {
+        node = await speakerOf(context);
+      } catch (error) {
+        this.context = null; // so that the next try begins anew
+        await context.close();
+        throw error;
+      }
       node.port.onmessage = ({ data }) => this.takeReport(data);
       node.connect(context.destination);
       this.output = node;
