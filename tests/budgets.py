@@ -576,6 +576,8 @@ PLAYER_AGAIN_MS: Final = 400.0
 """most that is heard behind what came, after a stall"""
 CUT_SAMPLE: Final = 0.01
 """nothing louder is heard after a cut"""
+CUT_S: Final = 0.08
+"""by then; what was in stock would be heard for twice as long"""
 
 # REST, trust and TLS (tests/web/test_api.py, test_guard.py, test_tls.py)
 API_EXAMPLES: Final = 5

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import cv2
 import numpy as np
@@ -34,7 +34,7 @@ from tests.rig.ear import Ear
 from tests.rig.stack import ROOT, Stack, until
 from tests.rig.voices import RATE_HZ, paused_speech
 
-__all__ = ["seen_and_heard"]
+__all__ = ["Recorder", "Taken", "distances", "line_of", "places", "seen_and_heard", "take"]
 
 SIDE: Final = 48
 CROP: Final = (0.3, 0.55, 0.4, 0.35)
@@ -86,6 +86,18 @@ LOOK: Final = """
 """.replace("SIDE", str(SIDE)).replace("CROP", str(list(CROP)))
 
 
+class Recorder(Protocol):
+    """What has recorded sound, and knows when."""
+
+    def timed(self) -> list[tuple[float, int, npt.NDArray[np.int16]]]:
+        """All pieces: when each was here, monotonic s; number of its first sample; samples."""
+        ...
+
+    def time_of(self, sample: int) -> float:
+        """When a sample was here, monotonic s."""
+        ...
+
+
 @dataclass
 class Taken:
     """What a client of the session took down."""
@@ -105,13 +117,13 @@ def seen_and_heard(seconds: float, drift_ppm: int) -> Iterator[tuple[str, str]]:
     """
     shots, taken, heard, spoken = _record(seconds, drift_ppm)
     epoch = max(taken.sound, key=lambda e: len(taken.sound[e]))
-    line = _line(taken.sound[epoch])
+    line = line_of(taken.sound[epoch])
     frames = [frame for frame in taken.frames if frame[1] == epoch]
     seen = _match(shots, frames)
-    out = _places(heard, line)
-    mouth = _places(spoken, line)
-    skews = _distances(seen, out)
-    lags = _distances(seen, mouth)
+    out = places(heard, line)
+    mouth = places(spoken, line)
+    skews = distances(seen, out)
+    lags = distances(seen, mouth)
     what = f"Chromium's player over {seconds / 60:.0f} min, sound card {drift_ppm:+d} ppm"
     if len(skews) < 50 or len(lags) < 50:
         yield what, f"too little was found again: {len(skews)} pictures with sound, {len(lags)} with the microphone"
@@ -151,7 +163,7 @@ def _record(seconds: float, drift_ppm: int) -> tuple[list[tuple[float, npt.NDArr
             Ear(environment, "vmic.monitor") as spoken,
             player(product, "default") as line,
         ):
-            taker = threading.Thread(target=_take, args=(line, taken))
+            taker = threading.Thread(target=take, args=(line, taken))
             taker.start()
             shots: list[tuple[float, npt.NDArray[np.float32]]] = []
             end_s = time.monotonic() + seconds
@@ -203,7 +215,7 @@ def _page(product: Stack, pulse: Pulse) -> Iterator[Any]:
             browser.close()
 
 
-def _take(line: ClientConnection, taken: Taken) -> None:
+def take(line: ClientConnection, taken: Taken) -> None:
     """Take down what a player gets."""
     try:
         for message in line:
@@ -230,7 +242,7 @@ def _part(grey: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return small.ravel()
 
 
-def _line(pieces: list[tuple[int, npt.NDArray[np.int16]]]) -> npt.NDArray[np.float32]:
+def line_of(pieces: list[tuple[int, npt.NDArray[np.int16]]]) -> npt.NDArray[np.float32]:
     """A session's sound by media time."""
     whole = np.zeros(max(first + len(pcm) for first, pcm in pieces), np.float32)
     for first, pcm in pieces:
@@ -287,7 +299,7 @@ def _away(
     return float(np.abs(parts[place] - seen).mean())
 
 
-def _places(ear: Ear, line: npt.NDArray[np.float32]) -> list[tuple[float, float]]:
+def places(ear: Recorder, line: npt.NDArray[np.float32]) -> list[tuple[float, float]]:
     """Wall time and media time, s, of windows of what was recorded that were found in the session's sound."""
     offset_s = time.time() - time.monotonic()
     pieces = ear.timed()
@@ -325,7 +337,7 @@ def _find(part: npt.NDArray[np.float32], line: npt.NDArray[np.float32]) -> int |
     return best if alike[best] >= ALIKE else None
 
 
-def _distances(seen: list[tuple[float, float]], places: list[tuple[float, float]]) -> list[float]:
+def distances(seen: list[tuple[float, float]], places: list[tuple[float, float]]) -> list[float]:
     """How long before each picture was seen its sound was where it was found, s: 0 when both are at once."""
     if not places:
         return []

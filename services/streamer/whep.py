@@ -25,7 +25,7 @@ __all__ = ["blueprint"]
 SDP = "application/sdp"
 MISSING = (
     "This server has no WebRTC, because the package aiortc is not installed. Its operator can add it with "
-    "pip install 'mouthpiece[webrtc]'; until then use /video_feed and /audio_feed."
+    "`.venv/bin/pip install --editable '.[webrtc]'` in the project's folder; until then use /video_feed and /audio_feed."
 )
 
 
