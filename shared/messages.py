@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 __all__ = [
     "ARRAY_LIMIT",
+    "FORGOTTEN",
     "KINDS",
     "VERSION",
     "ArraySpec",
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+FORGOTTEN: Final = "forgotten"
+"""key under which face_prep repeats each `Forget` that it has obeyed"""
 HEADER_MAX_BYTES: Final = 64 * 1024
 ARRAY_LIMIT: Final = 4096
 """Most elements of any list or map in a header."""

@@ -631,3 +631,8 @@ BROWSER_LAG_MS: Final = 350.0
 """from the microphone to the canvas"""
 BROWSER_SKEW_MS: Final = (-60.0, 40.0)
 """as the player itself measures it: picture early, picture late"""
+
+SAME_PICTURE: Final = 6.0
+"""mean difference of two pictures of the page, of 255, that show the same face, one of them less sharp"""
+OTHER_PICTURE: Final = 15.0
+"""the same of two that show another one"""

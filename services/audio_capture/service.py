@@ -25,6 +25,8 @@ PROBE_S: Final = 30.0
 """how often a microphone is looked for while there is none"""
 MOST_EARLY: Final = 512
 """pieces of pushed sound that wait for their session to be told"""
+EARLY_S: Final = 2.0
+"""for how long they wait; a voice is not kept for a session that has ended"""
 MOST_SESSIONS: Final = 64
 """that are heard at once: each has a source of its own"""
 TELL_S: Final = 1.0
@@ -62,7 +64,8 @@ class AudioCapture:
         self._bus = bus
         self._tally = tally
         self._open: dict[str, _Open] = {}
-        self._early: deque[Pcm | Flush] = deque(maxlen=MOST_EARLY)
+        self._early: deque[tuple[float, Pcm | Flush]] = deque(maxlen=MOST_EARLY)
+        """when it came, and what"""
         self._probe: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._probe_due_s = time.monotonic()
         self.info: dict[str, str] = {}
@@ -78,7 +81,7 @@ class AudioCapture:
         if isinstance(event.message, SessionState):
             self._follow(event.message)
         elif isinstance(event.message, Pcm | Flush):
-            self._take(event.message)
+            self._take(event.message, time.monotonic())
 
     def turn(self, now_s: float) -> float:
         """Publish what the sources have."""
@@ -94,6 +97,8 @@ class AudioCapture:
             if next_due is not None:
                 due_s = min(due_s, next_due)
             self._tell_source(opened, now_s)
+        while self._early and now_s - self._early[0][0] > EARLY_S:
+            self._early.popleft()
         self._look_for_microphone(now_s)
         states = {opened.source.status.state for opened in self._open.values()}
         self.info["source_state"] = " ".join(sorted(states)) or "closed"
@@ -135,9 +140,9 @@ class AudioCapture:
             source = self._source(state.source)
             self._open[state.session] = _Open(state, source, time.monotonic())
             source.start()
-            early, self._early = self._early, deque(maxlen=MOST_EARLY)
-            for piece in early:
-                self._take(piece)
+        early, self._early = self._early, deque(maxlen=MOST_EARLY)
+        for came_s, piece in early:
+            self._take(piece, came_s)
 
     def _source(self, name: str) -> Source:
         if name == "mic":
@@ -150,10 +155,10 @@ class AudioCapture:
             return DemoSource(loop=self._settings.loops(name))
         return FileSource(name.removeprefix("file:"), loop=self._settings.loops(name))
 
-    def _take(self, piece: Pcm | Flush) -> None:
+    def _take(self, piece: Pcm | Flush, came_s: float) -> None:
         opened = self._open.get(piece.session)
         if opened is None or opened.state.epoch < piece.epoch:  # it overtook the word that the session listens
-            self._early.append(piece)
+            self._early.append((came_s, piece))
             return
         source = opened.source
         listens = isinstance(source, NetworkSource) or (isinstance(source, LiveSource) and isinstance(piece, Pcm))

@@ -10,12 +10,14 @@ from services.face_prep.face import FaceError, FaceMaker
 from services.face_prep.image import ImageError
 from services.face_prep.store import FaceStore
 from shared.bus import Bus, Delivery, Event, Subscribed
-from shared.messages import FaceProblem, Forget, Photo
+from shared.messages import FORGOTTEN, FaceProblem, Forget, Photo
 from shared.service import Tally
 
 __all__ = ["FacePrep"]
 
 MOST_PROBLEMS: Final = 100
+LISTEN_S: Final = 0.4
+"""for how long it still listens at its end"""
 
 
 class FacePrep:
@@ -71,12 +73,14 @@ class FacePrep:
     def _forget(self, forget: Forget) -> None:
         """Delete a face, here and in the workers."""
         self._problems.pop(forget.face, None)
+        self._bus.send("face", forget, forget.face)
         try:
             if self._store.delete(forget.face):
                 self._tally.count("faces_forgotten")
         except OSError as error:
             self._tally.drop("not_deleted", f"a face could not be deleted from disk: {error.strerror}")
-        self._bus.send("face", forget, forget.face)
+        else:
+            self._bus.send("face", forget, FORGOTTEN)
 
     def _make(self, photo: Photo) -> None:
         began_s = time.perf_counter()
@@ -109,4 +113,9 @@ class FacePrep:
         return {"problems": float(len(self._problems))}
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Hear what the streamer says at its own end, when everything ends: which pictures are to be deleted."""
+        until_s = time.monotonic() + LISTEN_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            for event in self._bus.receive(left_s):
+                if isinstance(event, Delivery) and isinstance(event.message, Forget):
+                    self._forget(event.message)

@@ -27,6 +27,7 @@ PACES: Final = 15
 """renders whose median is the worker's pace: one that the machine held up says nothing"""
 CREDIT_S: Final = 0.2
 MOST_FACES: Final = 16
+"""that are kept, unless the sessions show more"""
 MOST_SESSIONS: Final = 64
 
 
@@ -41,7 +42,7 @@ class Inference:
         self._tally = tally
         self._worker = bus.prefix + secrets.token_hex(6)
         self._queue: deque[tuple[Work, float]] = deque()
-        self._states: OrderedDict[str, Any] = OrderedDict()
+        self._states: dict[str, Any] = {}
         self._wanted: OrderedDict[str, None] = OrderedDict()
         self._sessions: OrderedDict[str, SessionState] = OrderedDict()
         self._done = -1
@@ -99,6 +100,7 @@ class Inference:
 
     def _render(self, now_s: float) -> None:
         batch: list[Work] = []
+        states: list[Any] = []
         most = max(1, min(BATCH, int(BATCH_S / self._pace_s))) if self._pace_s else 1
         while self._queue and len(batch) < most:
             work, came_s = self._queue.popleft()
@@ -115,6 +117,7 @@ class Inference:
                 self._tally.drop("dropped_window", f"a mel window of {work.mel.shape[1]} frames came")
             else:
                 batch.append(work)
+                states.append(self._states[work.face])  # a further face that is wanted may put this one out
                 self._tally.observe("took_queue", now_s - came_s)
             if self._tally.tracing:
                 self._trace(work, "taken", at_ns=round(came_s * 1e9))
@@ -122,9 +125,6 @@ class Inference:
                     self._trace(work, "dropped", reason="worker")
         if not batch:
             return
-        for work in batch:
-            self._states.move_to_end(work.face)
-        states = [self._states[work.face] for work in batch]
         drives = [Drive(work.mel, work.gain, work.session, work.frame) for work in batch]
         began_s = time.perf_counter()
         rendered = self._engine.render(states, drives)
@@ -186,8 +186,10 @@ class Inference:
             return
         self._wanted[face] = None
         self._bus.subscribe("face", face)
-        while len(self._wanted) > MOST_FACES:
-            self._forget(next(iter(self._wanted)))
+        shown = {state.face for state in self._sessions.values()} | {face}
+        unused = [wanted for wanted in self._wanted if wanted not in shown]
+        for too_many in unused[: max(0, len(self._wanted) - MOST_FACES)]:
+            self._forget(too_many)
 
     def _forget(self, face: str) -> None:
         del self._wanted[face]

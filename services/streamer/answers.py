@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 from flask import jsonify, redirect, request
 
@@ -64,7 +65,10 @@ def or_conflict(do: Callable[..., Any], *arguments: Any) -> Any:
 
 def done(body: dict[str, Any]) -> AnyResponse:
     """The answer after something was done: JSON for scripts, the page for forms."""
-    return jsonify(body) if wants_json() else redirect("/", HTTPStatus.SEE_OTHER)
+    if wants_json():
+        return jsonify(body)
+    named = request.args.get("session")
+    return redirect("/" + (f"?{urlencode({'session': named})}" if named else ""), HTTPStatus.SEE_OTHER)
 
 
 def wants_json() -> bool:

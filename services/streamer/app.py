@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from http import HTTPStatus
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ from services.streamer.answers import RefusedError, done, or_conflict, session_o
 from services.streamer.api import SERVICE_WORDS, status_json
 from services.streamer.control import UnknownSessionError, UploadError
 from services.streamer.guard import Refusal
+from services.streamer.rates import Places, peer_of
 from services.streamer.uploads import (
     MAX_PHOTO_BYTES,
     MAX_SPEECH_S,
@@ -51,6 +53,9 @@ TOO_LARGE: Final = {
 STREAMS: Final = frozenset({"/video_feed", "/audio_feed", "/ws/player", "/ws/audio"})
 """paths whose answers last"""
 NO_PLACE: Final = "As many streams are open as this server takes. Close one of them and try again."
+MOST_UPLOADS: Final = (24, 8)
+"""photos and sounds that are being received at once, each of which is held in memory: of all, and of one peer"""
+NO_UPLOAD: Final = "As many files are being sent as this server takes at once. Try again when they are here."
 BODY_TIMEOUT_S: Final = 15.0
 """longest pause inside the body of a request"""
 
@@ -88,6 +93,7 @@ def create_app(control: Control, guard: Guard, *, max_streams: int = 88) -> Flas
     app.jinja_env.globals["service_words"] = SERVICE_WORDS
 
     places = BoundedSemaphore(max_streams)
+    uploads = Places(*MOST_UPLOADS)
 
     @app.before_request
     def admit() -> AnyResponse | None:
@@ -95,7 +101,7 @@ def create_app(control: Control, guard: Guard, *, max_streams: int = 88) -> Flas
         if sock is not None:
             sock.settimeout(BODY_TIMEOUT_S)
         request.max_content_length = MAX_BODY_BYTES.get(request.endpoint or "", MAX_FORM_BYTES)
-        g.holds_place = False
+        g.holds_place = g.uploads = False
         answer = guard.check(request)
         if isinstance(answer, Refusal):
             response = _answer(answer.status, answer.text)
@@ -105,12 +111,18 @@ def create_app(control: Control, guard: Guard, *, max_streams: int = 88) -> Flas
             g.holds_place = places.acquire(blocking=False)
             if not g.holds_place:
                 raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, NO_PLACE)
+        if answer is None and request.endpoint in MAX_BODY_BYTES:
+            g.uploads = uploads.take(peer_of(request.remote_addr))
+            if not g.uploads:
+                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, NO_UPLOAD)
         return answer
 
     @app.after_request
     def harden(response: Response) -> Response:
         if g.holds_place:
             response.call_on_close(places.release)
+        if g.uploads:
+            response.call_on_close(partial(uploads.leave, peer_of(request.remote_addr)))
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Content-Security-Policy", CONTENT_POLICY.format(socket=_own_socket(guard)))

@@ -5,7 +5,8 @@ TLS, in that thread without a limit of time; a handful of peers that send half a
 ever. It also waits in its main loop, up to two seconds, for each peer to close what was answered. Here both happen in
 the main loop without waiting: a thread is taken when the head is there. What never becomes one is closed after
 `HEAD_S`, a body that is not there after `BODY_S` is cut off; of too many, the peer that holds the most loses its
-oldest. When all threads are taken, requests wait for `QUEUE_S` and then get a 503.
+oldest. When all threads are taken, requests wait for `QUEUE_S` and then get a 503; meanwhile the peer that holds the
+most threads with slow bodies and slow downloads loses the oldest of those.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.http import get_parser
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from services.streamer.rates import peer_of
@@ -43,6 +53,8 @@ MOST_QUEUED: Final = 100
 """requests that wait for a thread"""
 QUEUE_S: Final = 2.0
 """for how long"""
+HURRY_S: Final = 1.0
+"""while requests wait, one that took longer than this, and is none of the streams, may lose its thread"""
 BODY_S: Final = 120.0
 """time for the body of a request: a photo of 10 MB over a line of 1 Mbit/s"""
 MOST_LINGERING: Final = 100
@@ -57,6 +69,14 @@ TLS_HANDSHAKE: Final = 0x16
 BUSY: Final = "All places here are taken. Close a stream, or try again in a few seconds."
 SPEAKS_TLS: Final = "This address speaks HTTPS: open it with https:// in front."
 HEAD_TOO_LARGE: Final = "The head of this request is too large."
+NOT_UNDERSTOOD: Final = "This request is not understood: it is not HTTP as it should be."
+STATUSES: Final = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+    ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+}
+"""of what is not understood; of all other kinds 400"""
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +153,12 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self._handshaken = True
 
     @property
+    def lasts(self) -> bool:
+        """Whether its present request is for a stream, whose number is bounded elsewhere."""
+        message = self.parser and self.parser.mesg
+        return getattr(message, "path", None) in self._worker.streams
+
+    @property
     def sends_body(self) -> bool:
         """Whether the body of its present request is not there yet."""
         message = self.parser and self.parser.mesg
@@ -169,6 +195,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
 
     tls: ssl.SSLContext | None = None
     """set by the server before it forks"""
+    streams: frozenset[str] = frozenset()
+    """paths whose answers last; the same"""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -228,6 +256,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         elif len(self._queued) < MOST_QUEUED:
             conn.since_s = time.monotonic()
             self._queued.append(conn)
+            self._hurry(conn.since_s, 1)
         else:
             self._refuse(conn, _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, BUSY))
 
@@ -243,9 +272,17 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         while self._queued and len(self._running) < self.cfg.threads:
             self._run(self._queued.popleft())
 
-    def handle_error(self, request: Any, sock: socket.socket, _address: Any, error: BaseException) -> None:
-        """Answer and log what could not be read as a request, without the address of who sent it."""
-        super().handle_error(request, sock, None, error)
+    def handle_error(self, _request: Any, sock: socket.socket, _address: Any, error: BaseException) -> None:
+        """Answer and log what could not be read as a request, or failed: without the address of who sent it, and
+        without its words, in which a token may stand."""
+        ours = isinstance(error, InvalidResponseHeader | InvalidResponseHeaderName)
+        if ours or not isinstance(error, ParseException):
+            super().handle_error(None, sock, None, error)
+            return
+        log.warning("a request was not understood (%s)", type(error).__name__)
+        status = STATUSES.get(type(error), HTTPStatus.BAD_REQUEST)
+        with contextlib.suppress(OSError):
+            sock.sendall(_RefusedError(status, NOT_UNDERSTOOD).answer)
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Called at each turn, at least once a second: end whatever waits for too long."""
@@ -258,8 +295,18 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
         for conn in _older(self._running, now_s - BODY_S):
             if conn.sends_body:
                 conn.cut()
+        self._hurry(now_s, len(self._queued))
         while self._queued and now_s - self._queued[0].since_s > QUEUE_S:
             self._refuse(self._queued.popleft(), _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, BUSY))
+
+    def _hurry(self, now_s: float, wanted: int) -> None:
+        """Free threads for those who wait: of the peers that are slow, the one with the most loses its oldest."""
+        slow = [conn for conn in _older(self._running, now_s - HURRY_S) if not conn.lasts] if wanted else []
+        for _ in range(min(wanted, len(slow))):
+            ((greedy, _),) = Counter(conn.peer for conn in slow).most_common(1)
+            oldest = next(conn for conn in slow if conn.peer == greedy)
+            slow.remove(oldest)
+            oldest.cut()
 
     def _make_room(self) -> None:
         """Of the peers that wait, the one with the most connections loses its oldest."""

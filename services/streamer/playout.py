@@ -65,6 +65,11 @@ class Playout:
             del self._waiting[min(self._waiting)]
             self.counters["overflow"] += 1
 
+    def forget(self) -> None:
+        """Drop the frames that wait, and the one that is shown: they are of another face. The clock goes on."""
+        self._waiting.clear()
+        self._shown = None
+
     def next_tick_s(self, tick_s: float) -> float:
         """When the screen ticks after a tick, monotonic seconds."""
         next_s = tick_s + 1.0 / FRAME_RATE_HZ

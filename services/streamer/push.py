@@ -32,6 +32,8 @@ MOST_PIECE: Final = SAMPLE_RATE_HZ
 """samples of one message"""
 LEAST_PIECE: Final = SAMPLE_RATE_HZ // 10
 """shorter pieces that wait are put together, so that their number is bounded too"""
+END_SAMPLES: Final = SAMPLE_RATE_HZ // 100
+"""what the end of an utterance counts among what waits, so that the number of ends is bounded too"""
 ROOM_AGAIN: Final = SAMPLE_RATE_HZ
 """samples of room from which a sender that waits is told"""
 MOST_EVENTS: Final = 1000
@@ -108,7 +110,7 @@ class Push:
     def room(self) -> int:
         """Samples that may be pushed now."""
         with self._lock:
-            room = BOUND - (self._end - self._heard)
+            room = self._room()
             self._starving = self._starving or room < ROOM_AGAIN
             return room
 
@@ -124,16 +126,19 @@ class Push:
         with self._lock:
             if self._closed:
                 raise InputClosedError(self._closed)
-            if len(pcm) > BOUND - (self._end - self._heard):
+            if len(pcm) > self._room():
                 raise ValueError(f"{len(pcm)} samples are more than there is room for")
             for at in range(0, len(pcm), MOST_PIECE):
                 self._keep(pcm[at : at + MOST_PIECE], arrived_ns)
         self._wake()
 
+    def _room(self) -> int:
+        return BOUND - (self._end - self._heard) - END_SAMPLES * len(self._ends)
+
     def _keep(self, pcm: Pcm16, arrived_ns: int) -> None:
         item = (self._end, pcm, arrived_ns)
-        joins = self._unsent and not self.live and self._end not in self._flushes
-        if joins and len(self._unsent[-1][1]) < LEAST_PIECE:
+        joins = self._unsent and not self.live and not (self._flushes and self._flushes[-1] == self._end)
+        if joins and len(self._unsent[-1][1]) < min(LEAST_PIECE, MOST_PIECE + 1 - len(pcm)):
             place, before, _ = self._unsent.pop()
             self._kept.pop()
             item = (place, np.concatenate([before, pcm]), arrived_ns)
@@ -206,6 +211,8 @@ class Push:
                 pieces.append(Piece(place - self._base, pcm, arrived_ns))
                 self._sent = place + len(pcm)
             pieces += self._flushed(self._sent)
+            if self.live:  # nothing comes back of it: it is heard as it comes
+                self._captured = self._heard = self._sent
         return pieces
 
     def _flushed(self, place: int) -> list[Piece]:
@@ -258,7 +265,7 @@ class Push:
             self._began = end
             self._started = False
         waiting = self._end - self._heard
-        if self._starving and BOUND - waiting >= ROOM_AGAIN:
+        if self._starving and self._room() >= ROOM_AGAIN:
             self._starving = False
             self._tell(InputEvent("room", self._utterance, self._heard, waiting))
 
@@ -267,6 +274,12 @@ class Push:
         """Whether no more comes and all was heard."""
         with self._lock:
             return self.finished and (self.live or self._heard >= self._end)
+
+    @property
+    def owed(self) -> bool:
+        """Whether something that was passed on has not come back yet."""
+        with self._lock:
+            return self._captured < self._sent
 
     @property
     def waiting(self) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Buckets", "Rate", "peer_of"]
+__all__ = ["Buckets", "Places", "Rate", "peer_of"]
 
 MOST_PEERS: Final = 4096
 """addresses remembered; of more, the one that asked longest ago is forgotten"""
@@ -72,6 +72,30 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._levels)
+
+
+class Places:
+    """So many at once, and of one peer so many. Safe to use from any thread."""
+
+    def __init__(self, most: int, most_of_one: int) -> None:
+        self._most = most
+        self._most_of_one = most_of_one
+        self._lock = threading.Lock()
+        self._taken = Counter[str]()
+
+    def take(self, peer: str) -> bool:
+        """Take a place, if there is one for this peer."""
+        with self._lock:
+            if self._taken[peer] >= self._most_of_one or self._taken.total() >= self._most:
+                return False
+            self._taken[peer] += 1
+            return True
+
+    def leave(self, peer: str) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._taken[peer] -= 1
+            self._taken += Counter()  # those of nobody are not kept
 
 
 NEAR: Final = "loopback"

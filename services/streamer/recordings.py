@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
@@ -124,8 +125,12 @@ class Recordings:
                         f"There is less than {START_BYTES // 10**6} MB free on the disk, too little to record. "
                         "Delete some recordings or other files and try again."
                     )
-                self._recorder = Recorder(self._movie(recording), self._frames, self._sound, frame)
-                _write_thumbnail(self._folder / f"{recording}.jpg", frame)
+                with ExitStack() as undo:
+                    thumbnail = self._folder / f"{recording}.jpg"
+                    undo.callback(thumbnail.unlink, missing_ok=True)
+                    _write_thumbnail(thumbnail, frame)
+                    self._recorder = Recorder(self._movie(recording), self._frames, self._sound, frame)
+                    undo.pop_all()
             except TooManyViewersError as error:
                 raise LimitError(str(error)) from error
             except HubClosedError as error:

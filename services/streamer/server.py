@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from services.streamer.app import create_app
+from services.streamer.app import STREAMS, create_app
 from services.streamer.connections import MOST_KEPT, MOST_LINGERING, MOST_QUEUED, MOST_WAITING, PatientWorker
 from services.streamer.guard import Guard
 
@@ -158,6 +158,13 @@ class _QuietLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         self.error_log.setLevel(logging.WARNING)
         self.access_log.disabled = True
 
+    def exception(self, msg: str, *args: Any, **options: Any) -> None:
+        """Log what failed; who reads or sends too slowly is no failure of ours."""
+        if isinstance(sys.exc_info()[1], TimeoutError):
+            self.error_log.debug(msg, *args)
+        else:
+            super().exception(msg, *args, **options)
+
     def access(self, *_args: object) -> None:
         """No log of requests: the metrics count them, and addresses of people do not belong there."""
 
@@ -166,6 +173,7 @@ class _Worker(PatientWorker):
     """A threaded worker that ends its streams when it is told to stop."""
 
     _leaving = False
+    streams = STREAMS
 
     def handle_exit(self, _sig: int, _frame: object) -> None:
         """SIGTERM, SIGINT and SIGQUIT: stop soon, in good order."""

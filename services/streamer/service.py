@@ -15,14 +15,27 @@ from services.streamer.control import DEFAULT
 from services.streamer.health import Health
 from services.streamer.push import Push
 from services.streamer.session import Session
+from services.streamer.sessions import ForgetList
 from shared.bus import Bus, Delivery, Event, Ready, Subscribed
-from shared.messages import Audio, Beat, Face, FaceProblem, Forget, Gap, Patch, SessionState, SourceState
+from shared.messages import (
+    FORGOTTEN,
+    Audio,
+    Beat,
+    Face,
+    FaceProblem,
+    Forget,
+    Gap,
+    Patch,
+    SessionState,
+    SourceState,
+)
 from shared.service import Tally
 
 __all__ = ["Streamer"]
 
 LAST_WORDS: Final = 3
-"""times that something which must not be missed is told, a second apart"""
+"""times that something which must not be missed is told, a second apart; that a picture is to be deleted is told until
+face_prep answers"""
 TELL_S: Final = 1.0
 LOOK_S: Final = 1.0
 """how often it is looked for sessions that nobody needs"""
@@ -33,12 +46,15 @@ class Streamer:
 
     name: Literal["streamer"] = "streamer"
 
-    def __init__(self, bus: Bus, tally: Tally, *, idle_s: float, on_idle: Callable[[str], None]) -> None:
+    def __init__(
+        self, bus: Bus, tally: Tally, owed: ForgetList, *, idle_s: float, on_idle: Callable[[str], None]
+    ) -> None:
         """Begin without sessions.
 
         Args:
             bus: its sockets.
             tally: its counts.
+            owed: the faces that are still to be deleted.
             idle_s: time after which a session that nobody needs is ended.
             on_idle: is told the name of such a session, in the loop.
         """
@@ -53,7 +69,10 @@ class Streamer:
         """those that a session looks at and that came"""
         self._asked: dict[str, set[str]] = {}
         """face -> sessions that look at it"""
-        self._last_words: list[tuple[int, str, SessionState | Forget]] = []
+        self._owed = owed
+        self._last_words: list[tuple[int, str, SessionState | Forget]] = [
+            (LAST_WORDS, "ingest", Forget(face=face)) for face in owed.faces
+        ]
         """how often still to tell, topic, message"""
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._wake, self._waker = socket.socketpair()
@@ -61,11 +80,12 @@ class Streamer:
         self._waker.setblocking(False)
         self._told_s = float("-inf")
         self._looked_s = float("-inf")
-        tally.begin("gap_samples", "patch_epoch", "patch_face", "published")
+        tally.begin("gap_samples", "patch_epoch", "patch_face", "published", "push_lost")
         tally.begin("sound.missing_samples", "sound.tap_dropped_samples")
         tally.begin(*(f"playout.{name}" for name in ("shown", "held", "late", "skipped", "twice", "overflow")))
         bus.publishes("session", "ingest")
         bus.receives("audio", "face", "patch", "beat")
+        bus.subscribe("face", FORGOTTEN)
         bus.watch(self._wake.fileno())
 
     # ---- what comes in
@@ -91,6 +111,8 @@ class Streamer:
                     self._tally.count("patch_epoch")
             case Face() | FaceProblem() as answer:
                 self._face_came(answer)
+            case Forget() as done:
+                self._forgotten(done.face)
             case Beat() as beat:
                 self.health.beat(beat, time.monotonic())
             case _:
@@ -127,6 +149,10 @@ class Streamer:
         for session in self.sessions.values():
             session.pushed()
 
+    def _forgotten(self, face: str) -> None:
+        """A picture is deleted. What was not told of it yet is about another time."""
+        self._last_words = [told for told in self._last_words if told[0] == LAST_WORDS or not _forgets(told[2], face)]
+
     def _face_came(self, answer: Face | FaceProblem) -> None:
         lookers = self._asked.get(answer.face, set())
         if isinstance(answer, Face) and lookers:
@@ -138,6 +164,8 @@ class Streamer:
 
     def add(self, session: Session) -> None:
         """Begin a session."""
+        # One of the same name may just have ended: the others drop that when they hear of the newer epoch.
+        self._last_words = [t for t in self._last_words if not _ends(t[2], session.name)]
         self.sessions[session.name] = session
         self.show_face(session, session.book.state.face)
 
@@ -146,7 +174,7 @@ class Streamer:
         session = self.sessions.pop(name)
         session.count_up()
         self._leave(session)
-        self._forget_faces(session, session.photos.clear())
+        self._forget_faces(session.book.use_none(), session.photos.clear())
         state = session.book.state
         gone = SessionState(
             session=name, epoch=state.epoch + 1, running=False, source=state.source, face=state.face, ended=True
@@ -159,7 +187,7 @@ class Streamer:
         """Have a session ask for a face; it is shown when it is there."""
         self._leave(session)
         session.photos.want(face)
-        session.used.append(face)
+        self._forget_faces(session.book.use(face), session.photos.demo_id)
         session.tell_again()
         self._last_words = [told for told in self._last_words if not _forgets(told[2], face)]
         lookers = self._asked.setdefault(face, set())
@@ -176,10 +204,9 @@ class Streamer:
         """Stop a session and go back to the demo face; its photos are forgotten."""
         session.change(running=False, cut="The session was cleared.")
         demo = session.photos.clear()
+        session.show_demo()
         self.show_face(session, demo)
-        session.book.change_face(demo)
-        session.tell_again()
-        self._forget_faces(session, demo)
+        self._forget_faces(session.book.use_none(), demo)
 
     def interrupt(self, push: Push) -> None:
         """Interrupt the session that listens to a connection, if one does."""
@@ -197,17 +224,14 @@ class Streamer:
             self._faces.pop(face, None)
             self._bus.unsubscribe("face", face)
 
-    def _forget_faces(self, session: Session, demo: str) -> None:
-        """Have the pictures deleted that only this session used."""
+    def _forget_faces(self, faces: list[str], demo: str) -> None:
+        """Have pictures deleted that no session uses any more."""
         kept = {demo}
-        for other in self.sessions.values():
-            kept |= {other.photos.wanted, other.book.state.face}
-            if other is not session:
-                kept |= set(other.used)
-        for face in set(session.used) - kept:
+        for session in self.sessions.values():
+            kept |= {session.photos.wanted, session.book.state.face, *session.book.used}
+        for face in set(faces) - kept:
             self._last_words.append((LAST_WORDS, "ingest", Forget(face=face)))
-        session.used.clear()
-        self._told_s = float("-inf")
+            self._told_s = float("-inf")
 
     # ---- what is due
 
@@ -216,13 +240,19 @@ class Streamer:
         due_s = min((session.turn(now_s) for session in self.sessions.values()), default=now_s + TELL_S)
         for session in self.sessions.values():
             if session.photos.given_up(now_s):
-                self.show_face(session, session.photos.clear())
-                session.book.change_face(session.photos.demo_id)
+                demo = session.photos.clear()
+                session.show_demo()
+                self.show_face(session, demo)
         if self._last_words and now_s - self._told_s >= TELL_S:
             self._told_s = now_s
             for _, topic, message in self._last_words:
                 self._bus.send(topic, message, "photo" if topic == "ingest" else "")
-            self._last_words = [(left - 1, *rest) for left, *rest in self._last_words if left > 1]  # type: ignore[misc]
+            self._last_words = [
+                (max(1, left - 1), topic, message)
+                for left, topic, message in self._last_words
+                if left > 1 or isinstance(message, Forget)  # until face_prep says that it is done
+            ]
+        self._note_owed()
         if self._last_words:
             due_s = min(due_s, self._told_s + TELL_S)
         if now_s - self._looked_s >= LOOK_S:
@@ -230,6 +260,9 @@ class Streamer:
             for name in [n for n, s in self.sessions.items() if s.idle_s(now_s) > self._idle_s]:
                 self._on_idle(name)
         return due_s
+
+    def _note_owed(self) -> None:
+        self._owed.note(tuple(told.face for _, _, told in self._last_words if isinstance(told, Forget)))
 
     def gauges(self) -> dict[str, float]:
         """Present values for the beat."""
@@ -246,6 +279,7 @@ class Streamer:
             self.remove(name, "The server is stopping.")
         for _, topic, message in self._last_words:
             self._bus.send(topic, message, "photo" if topic == "ingest" else "")
+        self._note_owed()
         for session in self.sessions.values():
             session.close("The server is stopping.")
         self._wake.close()
@@ -254,3 +288,7 @@ class Streamer:
 
 def _forgets(message: SessionState | Forget, face: str) -> bool:
     return isinstance(message, Forget) and message.face == face
+
+
+def _ends(message: SessionState | Forget, session: str) -> bool:
+    return isinstance(message, SessionState) and message.session == session

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -33,6 +33,9 @@ TELL_S: Final = 1.0
 """how often the whole state is told"""
 PUSH_S: Final = 0.02
 """how often it is looked whether more of the pushed sound is to be passed on"""
+OWED_S: Final = 2.0
+"""sound that was passed on and has not come back by then was lost on the way, as when audio_capture began anew: it is
+passed on once more"""
 DRAINED_S: Final = 1.5
 """how long after its last sound a source that ended is stopped"""
 LIVE_GONE_S: Final = 10.0
@@ -41,8 +44,6 @@ HEARD_S: Final = 0.12
 """how long the players' word of what was audible at an interrupt is waited for"""
 PLAYER_S: Final = 3.0
 """a player that has reported within this time is there"""
-MOST_FACES: Final = 64
-"""of a session, whose pictures are deleted with it"""
 
 
 @dataclass
@@ -55,6 +56,8 @@ class _Cut:
     """place in what was pushed, as the session itself knows"""
     place_of: Callable[[float], int]
     until_s: float
+    told: list[int] = field(default_factory=list)
+    """the same places as the players know"""
 
 
 class Session:
@@ -82,9 +85,9 @@ class Session:
         self.skew_ms = 0.0
         self.source_state = ""
         self.source_text = ""
-        self.used = deque[str](maxlen=MOST_FACES)
-        """faces it asked for"""
         self._photo: npt.NDArray[np.uint8] = photos.demo_picture
+        self._shown_face = photos.demo_id
+        """whose photo that is"""
         self._frame = Frame(seq=0, image=marked(self._photo, *mark))
         self._patch: Patch | None = None
         self._rest: Patch | None = None
@@ -95,6 +98,8 @@ class Session:
         self._heard_s = self._watched_s = time.monotonic()
         self._push: Push | None = None
         self._push_due_s = float("inf")
+        self._moved_s = float("-inf")
+        """when pushed sound was last passed on while nothing was owed, or came back"""
         self._cut: _Cut | None = None
         self._times: deque[float] = deque(maxlen=64)
         self._counted: Counter[str] = Counter()
@@ -128,6 +133,7 @@ class Session:
         self.sound.heard(sound.epoch, sound.first_sample, sound.pcm)
         if self._push is not None and sound.pushed >= 0:
             self._push.came_back(sound.first_sample, sound.pushed, len(sound.pcm))
+            self._moved_s = now_s
         power = float(np.mean(np.square(sound.pcm.astype(np.float32) / 32768.0)))
         level = 10.0 * np.log10(max(1e-10, power))
         before = -100.0 if self.level_db is None else self.level_db
@@ -136,11 +142,11 @@ class Session:
     def take(self, patch: Patch) -> None:
         """Take a frame's moving part."""
         state = self.book.state
-        if patch.rest and patch.face == state.face:
+        if patch.rest and patch.face == self._shown_face:
             self._rest = patch  # the mouth at rest is the same in every epoch
         if patch.epoch != state.epoch or not state.running:
             self._tally.count("patch_epoch")
-        elif patch.face != state.face:
+        elif patch.face != self._shown_face:
             self._tally.count("patch_face")
         elif patch.frame or not patch.rest:  # the rest that a worker tells when it comes belongs to no moment
             self._queue(patch, time.monotonic())
@@ -163,9 +169,21 @@ class Session:
             if answer.face != self.book.state.face:
                 self.book.change_face(answer.face)
                 self.tell_again()
-            self._photo = answer.photo
-            self._patch = self._rest = None
-            self._renew(None)
+            self._show_photo(answer.face, answer.photo)
+
+    def show_demo(self) -> None:
+        """Show the demo face at once, whether face_prep is there or not: nobody else is to be seen any more."""
+        self.book.change_face(self.photos.demo_id)
+        self.tell_again()
+        self._show_photo(self.photos.demo_id, self.photos.demo_picture)
+        self._publish(time.monotonic())
+
+    def _show_photo(self, face: str, photo: npt.NDArray[np.uint8]) -> None:
+        if face != self._shown_face:
+            self.playout.forget()
+        self._shown_face, self._photo = face, photo
+        self._patch = self._rest = None
+        self._renew(None, max(0, int(self._place(time.monotonic()))))
 
     # ---- what is asked of it
 
@@ -279,7 +297,11 @@ class Session:
                 self._bus.send("ingest", photo, "photo")
         if self._push is not None and now_s >= self._push_due_s:
             self._pass_on(self._push, now_s)
-        if self._cut is not None and (self._audible or now_s >= self._cut.until_s):
+        while self._audible:
+            epoch, sample = self._audible.popleft()
+            if self._cut is not None and epoch == self._cut.epoch:
+                self._cut.told.append(self._cut.place_of(sample))
+        if self._cut is not None and (self._cut.told or now_s >= self._cut.until_s):
             self._end_cut()
         self._end_drained(now_s)
         if now_s - self._heard_s > 0.5:
@@ -290,6 +312,12 @@ class Session:
         return min(due_s, self._told_s + TELL_S, self._push_due_s, self._cut.until_s if self._cut else float("inf"))
 
     def _pass_on(self, push: Push, now_s: float) -> None:
+        if not push.owed:
+            self._moved_s = now_s
+        elif now_s - self._moved_s > OWED_S:
+            self._tally.count("push_lost")
+            self.change()
+            self._moved_s = now_s
         state = self.book.state
         for piece in push.to_send():
             if piece.pcm is None:
@@ -313,8 +341,7 @@ class Session:
         if cut is None:
             return
         self._cut = None
-        told = [cut.place_of(sample) for epoch, sample in self._audible if epoch == cut.epoch]
-        cut.push.tell_cut(max(told, default=cut.heard))
+        cut.push.tell_cut(max(cut.told, default=cut.heard))
 
     def _end_drained(self, now_s: float) -> None:
         """Stop when the source has told all it has and none is on its way."""

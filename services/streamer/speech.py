@@ -111,7 +111,7 @@ def start_of(message: str | bytes | None) -> Start:
     if encoding == "opus" and rate not in OPUS_RATES_HZ:
         rates = ", ".join(str(hz) for hz in OPUS_RATES_HZ)
         raise SpeechError(NOT_ALLOWED, "bad_rate", f"sample_rate of Opus must be one of {rates}.")
-    if isinstance(channels, bool) or channels not in (1, 2):
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels not in (1, 2):
         raise SpeechError(NOT_ALLOWED, "bad_channels", "channels must be 1 or 2.")
     return Start(live, encoding, rate, channels)
 
@@ -379,7 +379,7 @@ class _Listener:
             kind = words_of(message).get("type")
         except ValueError as error:
             raise SpeechError(UNSUPPORTED, "bad_text", f"Send texts that are JSON objects: {error}.") from error
-        if kind in {"flush", "end"} and not self._ending:
+        if kind in ("flush", "end") and not self._ending:  # it may be anything, even what has no hash
             self._end_utterance()
             self._ending = kind == "end"
         elif kind == "interrupt":

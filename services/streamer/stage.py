@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from services.streamer.control import (
     DEFAULT,
     FaceStatus,
+    InputClosedError,
     LimitError,
     Service,
     SourceChoice,
@@ -35,7 +37,7 @@ from services.streamer.push import Push
 from services.streamer.recordings import Recordings
 from services.streamer.service import Streamer
 from services.streamer.session import Session
-from services.streamer.sessions import SessionBook
+from services.streamer.sessions import ForgetList, SessionBook
 from services.streamer.sound import SoundHub
 from shared.bus import BusError, open_bus
 from shared.clock import SAMPLE_RATE_HZ, frame_of
@@ -48,6 +50,8 @@ __all__ = ["Stage"]
 DEMO_FACE: Final = Path(__file__).parents[1] / "face_prep" / "assets" / "demo_face.png"
 LONGEST_SPEECH_S: Final = 600
 MOST_UPLOAD_BYTES: Final = 10 * 1024 * 1024
+LEAVING_S: Final = 6.0
+"""how long a new session waits until the recordings of the last one of its name are deleted"""
 LOOK_S: Final = 0.1
 """how old a status may be"""
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -80,10 +84,15 @@ class Stage:
         self._tally = Tally(log, tracing=settings.trace == "yes")
         self._given_up = GivenUp(settings.state_path / "given_up.json")
         self._lock = threading.Lock()
+        self._leaving: dict[str, threading.Thread] = {}
+        """what deletes the recordings of sessions that ended, by name; guarded by _lock"""
         self._faces: dict[str, StageSession] = {}
         """the sessions as the web part sees them; guarded by _lock"""
         try:
-            self._streamer = Streamer(self._bus, self._tally, idle_s=settings.session_idle_s, on_idle=self._end_idle)
+            owed = ForgetList(self._books / "forget")
+            self._streamer = Streamer(
+                self._bus, self._tally, owed, idle_s=settings.session_idle_s, on_idle=self._end_idle
+            )
         except BusError as error:
             self._bus.close()
             raise Startup(str(error)) from error
@@ -118,13 +127,16 @@ class Stage:
         )
         if book.recovered:
             self._log.warning("goes on as it was before the streamer ended unexpectedly session=%s", name)
+        movies = settings.state_path / "recordings" / name
+        if not default and not book.recovered and movies.is_dir():
+            shutil.rmtree(movies)  # of one of the same name, which ended when the server stopped
         frames = FrameHub(settings.max_viewers, settings.jpeg_quality)
         hubs = (frames, SoundHub(settings.max_viewers))
         session = Session(self._bus, self._tally, book, photos, hubs, (settings.mark, settings.mark_corner))
         if self._tally.tracing:
             frames.on_pass = lambda stage, frame, took_s: self._passed(name, stage, frame, took_s)
         self._streamer.add(session)
-        recordings = Recordings(settings.state_path / "recordings" / name, *hubs, name)
+        recordings = Recordings(movies, *hubs, name)
         seen = StageSession(self, session, recordings)
         with self._lock:
             self._faces[name] = seen
@@ -142,7 +154,11 @@ class Stage:
             seen = self._faces.pop(name)
         self._streamer.remove(name, why)
         # A file that is being written takes its time, which the loop does not have.
-        threading.Thread(target=seen.recordings.forget, name="forget", daemon=True).start()
+        forgetting = threading.Thread(target=seen.recordings.forget, name="forget", daemon=True)
+        with self._lock:
+            self._leaving = {left: thread for left, thread in self._leaving.items() if thread.is_alive()}
+            self._leaving[name] = forgetting
+            forgetting.start()
         return seen
 
     def _run(self) -> None:
@@ -188,8 +204,15 @@ class Stage:
         if name is not None and not NAME.fullmatch(name):
             raise ValueError("A session's name is made of letters, digits, - and _, at most 32 of them.")
 
+        with self._lock:
+            leaving = self._leaving.get(name or "")
+        if leaving is not None:
+            leaving.join(LEAVING_S)
+
         def begin() -> StageSession:
             names = self.sessions()
+            if leaving is not None and leaving.is_alive():
+                raise TakenError(f"The last session “{name}” is still being deleted. Try again in a few seconds.")
             if name in names:
                 raise TakenError(f"There is a session “{name}” already.")
             if len(names) >= self._settings.max_sessions:
@@ -441,8 +464,12 @@ class StageSession:
         if not SAMPLE_RATE_HZ // 50 <= len(pcm) <= LONGEST_SPEECH_S * SAMPLE_RATE_HZ:
             raise ValueError("The sound must be between 20 ms and 10 minutes long.")
         push = self.push(live=False)
-        push.put(pcm, time.monotonic_ns())
-        push.close()
+        try:
+            push.put(pcm, time.monotonic_ns())
+        except InputClosedError as error:
+            raise ValueError(str(error)) from error
+        finally:
+            push.close()
 
     def push(self, *, live: bool) -> Push:
         """Begin to push sound."""
@@ -450,7 +477,7 @@ class StageSession:
         push = Push(streamer.wake, lambda which: self._stage.ask(lambda: streamer.interrupt(which)), live=live)
         try:
             self._ask(lambda: self._session.listen_to(push))
-        except UnknownSessionError:
+        except BaseException:  # also when the loop did not answer in time, and takes it all the same
             push.close()
             raise
         return push

@@ -70,6 +70,8 @@ VIDEO_OPTIONS: Final = {
 SOUND_OPTIONS: Final = {"application": "voip", "frame_duration": "20"}
 SOUND_BITS: Final = 32_000
 """of Opus, bit/s"""
+MOST_CANDIDATES: Final = 64
+"""addresses that a player may offer: each of them is tried, by all of ours"""
 
 T = TypeVar("T")
 
@@ -237,11 +239,12 @@ class _Peer:
 
     async def answer(self, offer: str) -> str:
         """Answer an offer; gives the SDP of the answer."""
-        if _asks(offer, "video"):
+        kinds = _asked(offer)
+        if "video" in kinds:
             known = RTCRtpSender.getCapabilities("video").codecs
             pictures = self.connection.addTransceiver(self.picture, "sendonly")
             pictures.setCodecPreferences(sorted(known, key=lambda codec: codec.mimeType != "video/H264"))
-        if _asks(offer, "audio"):
+        if "audio" in kinds:
             self.connection.addTransceiver(self.sound, "sendonly")
         try:
             await self.connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
@@ -417,9 +420,19 @@ def _opus() -> Any:
     return coder
 
 
-def _asks(sdp: str, kind: str) -> bool:
-    """Whether an offer has a line for `audio` or `video`."""
-    return re.search(rf"^m={kind} ", sdp, re.MULTILINE) is not None
+def _asked(sdp: str) -> list[str]:
+    """What an offer has lines for: `audio`, `video`, or both.
+
+    Raises:
+        OfferError: there is more in it. What we do not send a player would send, and nobody would ever take it.
+    """
+    lines = sdp.splitlines()  # as the parser cuts it
+    kinds = [line[2:].split(" ", 1)[0] for line in lines if line.startswith("m=")]
+    if len(set(kinds)) < len(kinds) or set(kinds) - {"audio", "video"}:
+        raise OfferError("Offer one line for the picture, one for the sound, and nothing else: that is all there is.")
+    if sum(line.startswith("a=candidate:") for line in lines) > MOST_CANDIDATES:
+        raise OfferError(f"This offer has more than {MOST_CANDIDATES} addresses.")
+    return kinds
 
 
 def _first_codec(sdp: str) -> str:

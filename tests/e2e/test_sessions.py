@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import requests
 from websockets.sync.client import ClientConnection, connect
 
+from services.streamer.service import LAST_WORDS, TELL_S
 from tests.budgets import (
     INTERRUPT_EVENT_S,
     PUSHED_EVENT_S,
@@ -132,6 +134,55 @@ def test_an_interrupt_tells_how_far_it_was_heard(stack: Stack):
             assert told(line, "ended", PUSHED_EVENT_S)["utterance"] == cut["utterance"] + 1
     finally:
         api.delete("agent")
+
+
+def test_nothing_is_lost_when_the_capture_dies_while_sound_is_pushed(stack: Stack):
+    api = Api(stack)
+    api.create("agent")
+    try:
+        with speaker(stack, "agent") as line:
+            line.send(speech(2.0))
+            line.send(json.dumps({"type": "flush"}))
+            told(line, "started", PUSHED_EVENT_S)
+            stack.processes("audio_capture")[0].send_signal(signal.SIGKILL)
+            assert told(line, "ended", RECOVERY_S)["sample"] == 32_000
+    finally:
+        api.delete("agent")
+        until(stack.ready, RECOVERY_S, "audio_capture is back")
+
+
+def test_a_session_that_is_made_anew_at_once_is_left_alone(stack: Stack):
+    api = Api(stack)
+    api.create("again", source="demo", start=True)
+    until(lambda: api.status("again")["latency_ms"], RECOVERY_S, "it speaks")
+    api.delete("again")
+    api.create("again", source="demo", start=True)
+    epoch = api.status("again")["epoch"]
+    began_s = time.monotonic()
+    until(lambda: time.monotonic() - began_s > LAST_WORDS * TELL_S, LAST_WORDS * TELL_S + 1.0, "the old one is told of")
+    assert api.status("again")["epoch"] == epoch
+    assert api.status("again")["fps"] > 0
+    api.delete("again")
+
+
+def test_a_photo_leaves_when_the_server_stops_and_when_nobody_can_delete_it(tmp_path: Path, astronaut: bytes):
+    with Stack(tmp_path / "var", {"MOUTHPIECE_AUTOSTART": "no"}) as stack:
+        api = Api(stack)
+        for name in ("first", "second"):
+            api.create(name)
+            face = api.post(f"{name}/face", data=astronaut, headers={"Content-Type": "image/jpeg"})["face"]
+            path = stack.folder / "faces" / f"{face}.face"
+            until(path.exists, RECOVERY_S, "the face is kept")
+            if name == "first":
+                stack.processes("face_prep")[0].send_signal(signal.SIGKILL)
+                api.delete(name)
+                until(partial(is_gone, path), RECOVERY_S + SESSION_GONE_S, "it is deleted all the same")
+        stack.stop()
+        assert not path.exists()
+
+
+def is_gone(path: Path) -> bool:
+    return not path.exists()
 
 
 def test_a_photo_leaves_with_its_session(stack: Stack, astronaut: bytes):

@@ -12,12 +12,14 @@ import stat
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
 
 from services.streamer.metrics import FAMILIES
 from tests.budgets import DEATHS, GIVEN_UP_S, LOGS_DEADLINE_S, RECOVERY_S, STOP_S, TRACE_STAGES
@@ -102,8 +104,14 @@ def test_the_running_whole_tells_every_metric(stack: Stack):
         buckets = {name.removesuffix("_bucket") for name in told}
         return {name for name in FAMILIES if name not in told | buckets}
 
-    with watched(stack):
-        until(lambda: not missing(), RECOVERY_S, "every metric")
+    player = f"{stack.url.replace('http', 'ws')}/ws/player"
+    with (
+        watched(stack),
+        connect(player, additional_headers={"Origin": stack.url}, max_size=None) as line,
+        urllib.request.urlopen(f"{stack.url}/audio_feed", timeout=10) as sound,
+    ):
+        line.send('{"type": "report", "epoch": 1, "sample": 0, "skew_ms": 12.5}')
+        until(lambda: sound.read(3200) and not missing(), RECOVERY_S, "every metric")
     assert metric(stack, "mouthpiece_processes") == [1.0] * 5
     assert metric(stack, "mouthpiece_session_running") == [1.0]
     until(lambda: metric(stack, "mouthpiece_frame_rate_hz")[0] > 20, RECOVERY_S, "25 frames a second")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from services.streamer.control import InputClosedError, InputEvent
-from services.streamer.push import AHEAD, BOUND, Push
+from services.streamer.push import AHEAD, BOUND, END_SAMPLES, MOST_PIECE, Push
 from tests.budgets import PUSH_PIECES
 
 CHUNK = 320
@@ -166,6 +166,21 @@ def test_tiny_pieces_do_not_pile_up():
     for _ in range(20_000):
         push.put(np.ones(1, np.int16), 0)
     assert len(push._kept) <= PUSH_PIECES
+    while push.room > 0:
+        push.put(np.ones(1, np.int16), 0)
+        push.flush()
+    assert len(push._kept) <= PUSH_PIECES + BOUND // END_SAMPLES
+
+
+def test_no_piece_is_longer_than_a_message_may_be():
+    push, _ = made()
+    whole = sound(5 * 32_768)
+    for at in range(0, len(whole), 32_768):  # as messages of 64 KiB come
+        push.put(whole[at : at + 32_768], 0)
+    line = Line(push)
+    line.play(len(whole) // CHUNK + 1)
+    assert max(map(len, line.given)) <= MOST_PIECE
+    np.testing.assert_array_equal(np.concatenate(line.given)[: len(whole)], whole[: line.total])
 
 
 def test_one_that_was_replaced_is_told_why_and_takes_nothing():
@@ -184,10 +199,11 @@ def test_one_that_was_replaced_is_told_why_and_takes_nothing():
 
 def test_a_microphone_is_passed_on_at_once_and_nothing_of_it_is_kept():
     push = Push(lambda: None, lambda _: None, live=True)
-    for at in range(0, 10 * 16_000, 320):
+    for at in range(0, BOUND + 16_000, 320):  # a microphone has no end
         push.put(sound(320, at), at)
         (piece,) = push.to_send()
         assert (piece.first_sample, piece.arrived_ns) == (at, at)
+    assert push.room == BOUND
     push.restart()
     push.put(sound(320), 5)
     (piece,) = push.to_send()

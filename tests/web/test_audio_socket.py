@@ -302,6 +302,7 @@ START = {"type": "start", "sample_rate": 16_000}
         ([{**START, "encoding": ["opus"]}], "bad_encoding", 1008),
         ([{**START, "channels": 3}], "bad_channels", 1008),
         ([{**START, "channels": [1]}], "bad_channels", 1008),
+        ([{**START, "channels": 1.0}], "bad_channels", 1008),
         ([START, "{"], "bad_text", 1003),
         ([START, b"\0\0\0", {"type": "flush"}], "half_sample", 1007),
         ([START, b"\0" * 64_000, {"type": "end"}, b"\0\0"], "after_end", 1008),
@@ -331,6 +332,7 @@ def test_unknown_words_and_empty_messages_do_no_harm(server: Server):
     with sender(server, encoding="opus", sample_rate=48_000, mood="good") as (client, _):
         client.send(b"")
         say(client, "dance")
+        client.send('{"type": ["flush"]}')
         say(client, "end")
         assert hear_out(client)[1] == 1000
 

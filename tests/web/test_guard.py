@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from contextlib import ExitStack
 from selectors import EVENT_READ
@@ -17,10 +18,10 @@ from gunicorn.config import Config
 from gunicorn.http.errors import NoMoreData
 from werkzeug.test import EnvironBuilder
 
-from services.streamer.app import create_app
-from services.streamer.connections import HEAD_S, MOST_HEAD_BYTES, MOST_WAITING, Connection
+from services.streamer.app import MOST_UPLOADS, create_app
+from services.streamer.connections import HEAD_S, MOST_HEAD_BYTES, MOST_QUEUED, MOST_WAITING, Connection
 from services.streamer.guard import Guard
-from services.streamer.rates import MOST_PEERS, NEAR, Buckets, Rate, peer_of
+from services.streamer.rates import MOST_PEERS, NEAR, Buckets, Places, Rate, peer_of
 from services.streamer.server import SPARE_THREADS
 from tests.budgets import GUARD_ANSWER_S, GUARD_CROWD, GUARD_THREADS, GUARD_WAIT_S
 from tests.web.conftest import until
@@ -438,15 +439,69 @@ def test_more_streams_than_places(serve: Serve) -> None:
         assert until(again, GUARD_WAIT_S)
 
 
-def test_no_thread_is_left(serve: Serve) -> None:
+def slow_body(server: Server) -> bytes:
+    kind = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 10"
+    return f"POST /requests HTTP/1.1\r\nHost: {server.url[7:-1]}\r\n{kind}\r\n\r\nstart".encode()
+
+
+def test_slow_bodies_hold_up_nobody(serve: Serve) -> None:
+    with serve("viewers=1") as server, ExitStack() as stack:  # so there are two threads beside the spare ones
+        slow = [stack.enter_context(half_open(server, slow_body(server))) for _ in range(SPARE_THREADS + 2)]
+        answer = server.post("requests", data={"stop": "Stop"})
+        assert answer.status_code == 200
+        assert slow[0].recv(100) == b"", "it was the oldest"
+        for sock in slow[2:]:
+            sock.sendall(b"=Star")
+        assert {sock.recv(1000).split()[1] for sock in slow[2:]} == {b"303"}, "one thread was enough"
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_more_requests_than_may_wait(serve: Serve) -> None:
     with serve("viewers=1") as server, ExitStack() as stack:
-        assert server.get("healthz").status_code == 200
-        head = f"POST /requests HTTP/1.1\r\nHost: {server.url[7:-1]}\r\nContent-Length: 10\r\n\r\nstart".encode()
-        slow = [stack.enter_context(half_open(server, head)) for _ in range(SPARE_THREADS + 2)]
-        assert until(lambda: server.get("healthz").status_code == 503, GUARD_WAIT_S)
-        for sock in slow:
+        crowd = SPARE_THREADS + 2 + MOST_QUEUED
+        socks = [stack.enter_context(half_open(server, slow_body(server))) for _ in range(crowd + 1)]
+        assert b" 503 " in socks[-1].recv(1000)
+        for sock in socks:
             sock.close()
         assert until(lambda: server.get("healthz").status_code == 200, GUARD_WAIT_S)
+
+
+TELLTALE = "nobody-may-read-this"
+
+
+def test_the_log_does_not_quote_what_is_not_understood(serve: Serve) -> None:
+    with serve(f"token={TELLTALE}") as server:
+        for head, status in (
+            (f"GET /video_feed?token={TELLTALE}&session=Zo\u00eb HTTP/1.1", 400),
+            (f"GET /healthz HTTP/1.1\r\nCookie {TELLTALE}", 400),
+            (f"GET /{TELLTALE * 400} HTTP/1.1", 414),
+        ):
+            with half_open(server, f"{head}\r\n\r\n".encode()) as sock:
+                assert sock.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
+        assert server.stop() == 0
+        assert server.log.read_text().count("a request was not understood") == 3
+        assert TELLTALE not in server.log.read_text()
+
+
+def test_only_so_many_files_are_received_at_once(serve: Serve) -> None:
+    head = "POST /upload HTTP/1.1\r\nHost: {}\r\nContent-Type: image/png\r\nContent-Length: 10\r\n\r\nabc"
+    with serve() as server, ExitStack() as stack:
+        data = head.format(server.url[7:-1]).encode()
+        slow = [stack.enter_context(half_open(server, data)) for _ in range(MOST_UPLOADS[1] + 1)]
+        (refused,), _, _ = select.select(slow, [], [], GUARD_WAIT_S)
+        assert b" 503 " in refused.recv(1000)
+        assert server.post("requests", data={"stop": "Stop"}).status_code == 200
+        slow.remove(refused)
+        slow[0].sendall(b"defghij")
+        assert b" 415 " in slow[0].recv(1000)
+        assert until(lambda: server.post("upload", files={"image": b"abc"}).status_code == 415, GUARD_WAIT_S)
+
+
+def test_places_are_shared_out() -> None:
+    places = Places(3, 2)
+    assert [places.take(peer) for peer in ("a", "a", "a", "b", "b")] == [True, True, False, True, False]
+    places.leave("a")
+    assert places.take("b")
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 10", "Transfer-Encoding: chunked"])

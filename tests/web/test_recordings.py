@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -12,15 +13,18 @@ import psutil
 import pytest
 import requests
 
+from services.streamer import recordings
 from tests.budgets import RECORDING_CUT_S, RECORDING_LENGTH_S, RECORDING_SKEW_S, RECORDING_WAIT_S
 from tests.unit.test_recorder import decoded
 from tests.web.conftest import until
+from tests.web.standin import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from services.streamer.mjpeg import Frame
     from tests.web.conftest import Server
 
     Serve = Callable[..., AbstractContextManager[Server]]
@@ -171,3 +175,20 @@ def test_a_deleted_session_takes_its_recordings_along(serve: Serve, tmp_path: Pa
         assert delete(server, "api/sessions/guest").status_code == 204
         assert not (tmp_path / "guest").exists()
         assert server.get(where).status_code == 404
+
+
+def test_without_a_thumbnail_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_path: Path, _frame: Frame) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    session = Session(folder=tmp_path)
+    try:
+        assert until(session.frames.latest, RECORDING_WAIT_S)
+        monkeypatch.setattr(recordings, "_write_thumbnail", full)
+        with pytest.raises(ValueError, match="Nothing was begun"):
+            session.recordings.start()
+        assert session.recordings.current == ""
+        assert session.recordings.list() == []
+        assert session.sound.listeners == 0
+    finally:
+        session.close()

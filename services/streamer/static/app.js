@@ -369,6 +369,7 @@ function showSound() {
   const button = $("sound-button");
   button.hidden = !player.connected;
   button.dataset.state = player.sounding ? "on" : soundWanted() ? "blocked" : "off";
+  microphone.hearsItself(player.sounding);
   setText($("sound-text"), player.sounding ? "Mute" : "Sound on");
 }
 

@@ -44,6 +44,7 @@ export class Microphone extends EventTarget {
     this.state = "off";
     this.text = "";
     this.device = "";
+    this.echoes = false; // whether loudspeakers here play what the microphone hears
     this.label = ""; // of the microphone in use
     this.levelDb = null;
     this.dropped = 0; // pieces that a slow line did not take
@@ -85,8 +86,10 @@ export class Microphone extends EventTarget {
     try {
       const stream = await navigator.mediaDevices.getUserMedia({
         audio: {
-          echoCancellation: true,
-          noiseSuppression: true,
+          // Both change a voice that needs neither, and take time; the lips come from what is left. The services have a
+          // voice gate of their own against noise.
+          echoCancellation: this.echoes,
+          noiseSuppression: false,
           autoGainControl: true,
           channelCount: 1,
           ...(device ? { deviceId: { exact: device } } : {}),
@@ -110,6 +113,13 @@ export class Microphone extends EventTarget {
       return;
     }
     if (turn === this.turn) this.connect(turn);
+  }
+
+  /** Tell whether loudspeakers here play the sound; an open microphone is opened anew, with or without its echo. */
+  hearsItself(echoes) {
+    if (echoes === this.echoes) return;
+    this.echoes = echoes;
+    if (this.state === "live" || this.state === "waiting") this.start();
   }
 
   async listen(stream, turn) {
