@@ -625,8 +625,8 @@ MIC_RATE_SHARE: Final = 0.05
 # The browser's microphone through the whole product (tests/e2e/test_browser_mic.py)
 BROWSER_LISTEN_S: Final = 22.0
 """once through the speech"""
-BROWSER_MIC_CORRELATION: Final = 0.3
-"""of the mouth's opening with the loudness; the browser's noise suppression flattens it"""
+BROWSER_MIC_CORRELATION: Final = 0.5
+"""of the mouth's distance from rest with the loudness"""
 BROWSER_LAG_MS: Final = 350.0
 """from the microphone to the canvas"""
 BROWSER_SKEW_MS: Final = (-60.0, 40.0)

@@ -100,10 +100,17 @@ class Stage:
         for path in sorted(self._books.glob("*.json")):
             if NAME.fullmatch(path.stem) and path.stem != DEFAULT and len(self._faces) < settings.max_sessions:
                 self._begin(path.stem)
+        self._clear_away()
         self._stopping = threading.Event()
         self._look()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
+
+    def _clear_away(self) -> None:
+        """Delete the recordings of sessions that ended with the server."""
+        for movies in (self._settings.state_path / "recordings").glob("*/"):
+            if movies.name not in self._faces:
+                shutil.rmtree(movies)
 
     @property
     def _books(self) -> Path:
@@ -128,8 +135,6 @@ class Stage:
         if book.recovered:
             self._log.warning("goes on as it was before the streamer ended unexpectedly session=%s", name)
         movies = settings.state_path / "recordings" / name
-        if not default and not book.recovered and movies.is_dir():
-            shutil.rmtree(movies)  # of one of the same name, which ended when the server stopped
         frames = FrameHub(settings.max_viewers, settings.jpeg_quality)
         hubs = (frames, SoundHub(settings.max_viewers))
         session = Session(self._bus, self._tally, book, photos, hubs, (settings.mark, settings.mark_corner))

@@ -24,8 +24,8 @@ __all__ = ["blueprint"]
 
 SDP = "application/sdp"
 MISSING = (
-    "This server has no WebRTC, because the package aiortc is not installed. Its operator can add it with "
-    "`.venv/bin/pip install --editable '.[webrtc]'` in the project's folder; until then use /video_feed and /audio_feed."
+    "This server has no WebRTC, because the package aiortc is not installed. In the project's folder "
+    "`.venv/bin/pip install --editable '.[webrtc]'` adds it; until then use /video_feed and /audio_feed."
 )
 
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 STEP_MS = 5.0
 LONGEST_MS = 800.0
 """lags that are looked at"""
-# Notes when the microphone is how loud, and at each new picture on the canvas how far the mouth is from its first look.
+# Keeps what the mouth looks like at rest.
+REST = """([x, y, width, height]) => {
+  window.rest = mouthpiecePlayer.context2d.getImageData(x, y, width, height).data;
+}"""
+# Notes when the microphone is how loud, and at each new picture on the canvas how far the mouth is from rest.
 OBSERVER = """async ([x, y, width, height]) => {
   const seen = (window.seen = { voice: [], mouth: [] });
   const context = new AudioContext();
@@ -46,14 +50,12 @@ OBSERVER = """async ([x, y, width, height]) => {
   context.createMediaStreamSource(streams[0]).connect(node);
   const player = mouthpiecePlayer;
   let order = -1;
-  let first = null;
   const look = () => {
     if (player.drawnOrder !== order) {
       order = player.drawnOrder;
       const { data } = player.context2d.getImageData(x, y, width, height);
-      first = first || data.slice();
       let sum = 0;
-      for (let n = 1; n < data.length; n += 4) sum += Math.abs(data[n] - first[n]);
+      for (let n = 1; n < data.length; n += 4) sum += Math.abs(data[n] - rest[n]);
       seen.mouth.push([performance.now(), sum / (width * height)]);
     }
     requestAnimationFrame(look);
@@ -98,9 +100,8 @@ def follow(voice: npt.NDArray[np.float64], mouth: npt.NDArray[np.float64]) -> tu
     at = np.arange(voice[0, 0] + LONGEST_MS, min(voice[-1, 0], mouth[-1, 0]) - LONGEST_MS, STEP_MS)
     smooth = np.convolve(voice[:, 1], np.ones(8) / 8, "same")
     loud = np.log10(np.interp(at, voice[:, 0], smooth) + 1e-3)
-    rest = np.median(mouth[:, 1][np.argsort(np.interp(mouth[:, 0], voice[:, 0], smooth))][: len(mouth) // 5])
     lags = range(int(LONGEST_MS / STEP_MS))
-    shown = [np.abs(mouth[np.searchsorted(mouth[:, 0], at + lag * STEP_MS, "right") - 1, 1] - rest) for lag in lags]
+    shown = [mouth[np.searchsorted(mouth[:, 0], at + lag * STEP_MS, "right") - 1, 1] for lag in lags]
     fits = [float(np.corrcoef(loud, opening)[0, 1]) for opening in shown]
     best = int(np.argmax(fits))
     return fits[best], best * STEP_MS
@@ -114,11 +115,15 @@ def test_the_lips_follow_the_browsers_microphone(
     picture = cv2.imdecode(np.frombuffer(quiet.get("/snapshot.jpg"), np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
     rows, columns = mouth_of(picture.astype(np.uint8))
+    part = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+    # What comes first may be small and blurred: the whole picture comes within a second.
+    until(lambda: page.evaluate("mouthpiecePlayer.canvas.width") == picture.shape[1], PAGE_WAIT_S, "the sharp picture")
+    page.evaluate(REST, part)
     page.get_by_role("radio", name="My microphone").check()
     page.get_by_role("button", name="Start", exact=True).click()
     page.get_by_text("You are heard.").wait_for()
     until(lambda: quiet.status()["latency_ms"] is not None, RECOVERY_S, "the lips move")
-    page.evaluate(OBSERVER, [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start])
+    page.evaluate(OBSERVER, part)
     page.wait_for_timeout(1000 * BROWSER_LISTEN_S)
     seen = page.evaluate("seen")
     fit, lag_ms = follow(np.array(seen["voice"]), np.array(seen["mouth"]))

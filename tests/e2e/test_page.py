@@ -37,7 +37,7 @@ def shot(page: Any) -> npt.NDArray[np.uint8]:
 
 
 def other(page: Any, before: npt.NDArray[np.uint8]) -> float:
-    """How far the middle of the picture, which no button hides, is from what it was; the first one may be less sharp."""
+    """How far the middle of the picture, which no button hides, is from what it was; the first may be less sharp."""
     now = shot(page)
     if now.shape != before.shape:
         return 255.0
