@@ -34,14 +34,17 @@ from tests.rig.ear import Ear
 from tests.rig.stack import ROOT, Stack, until
 from tests.rig.voices import RATE_HZ, paused_speech
 
-__all__ = ["Recorder", "Taken", "distances", "line_of", "places", "seen_and_heard", "take"]
+__all__ = ["Recorder", "Taken", "distances", "line_of", "origin_of", "places", "seen_and_heard", "take"]
 
 SIDE: Final = 48
 CROP: Final = (0.3, 0.55, 0.4, 0.35)
 """left, top, width, height of what is looked at of the picture, shares: the mouth and the chin"""
 WINDOW_S: Final = 0.4
 STEP_S: Final = 0.2
-SEARCH_S: Final = 0.6
+SEARCH_S: Final = 0.9
+"""how far from where it should be a window is looked for: less than the speech takes to say the same again"""
+BEHIND_S: Final = 0.1
+"""how far pictures are behind their sound, about"""
 LOUD: Final = 300.0
 """RMS, of 32768, from which a window is looked for"""
 ALIKE: Final = 0.8
@@ -120,8 +123,9 @@ def seen_and_heard(seconds: float, drift_ppm: int) -> Iterator[tuple[str, str]]:
     line = line_of(taken.sound[epoch])
     frames = [frame for frame in taken.frames if frame[1] == epoch]
     seen = _match(shots, frames)
-    out = places(heard, line)
-    mouth = places(spoken, line)
+    origin_s = origin_of(frames)
+    out = places(heard, line, origin_s)
+    mouth = places(spoken, line, origin_s)
     skews = distances(seen, out)
     lags = distances(seen, mouth)
     what = f"Chromium's player over {seconds / 60:.0f} min, sound card {drift_ppm:+d} ppm"
@@ -250,6 +254,11 @@ def line_of(pieces: list[tuple[int, npt.NDArray[np.int16]]]) -> npt.NDArray[np.f
     return whole
 
 
+def origin_of(frames: list[tuple[float, int, int, npt.NDArray[np.float32]]]) -> float:
+    """Wall time of media time 0 by the first pictures that came of each moment, less what they are behind, about."""
+    return float(np.median([came - media / RATE_HZ for came, _, media, _ in frames])) - BEHIND_S
+
+
 def _match(
     shots: list[tuple[float, npt.NDArray[np.float32]]],
     frames: list[tuple[float, int, int, npt.NDArray[np.float32]]],
@@ -299,26 +308,30 @@ def _away(
     return float(np.abs(parts[place] - seen).mean())
 
 
-def places(ear: Recorder, line: npt.NDArray[np.float32]) -> list[tuple[float, float]]:
-    """Wall time and media time, s, of windows of what was recorded that were found in the session's sound."""
+def places(ear: Recorder, line: npt.NDArray[np.float32], origin_s: float) -> list[tuple[float, float]]:
+    """Wall time and media time, s, of windows of what was recorded that were found in the session's sound.
+
+    Args:
+        ear: what was recorded.
+        line: the sound by media time.
+        origin_s: wall time of media time 0, about; the speech may repeat itself, so nothing is looked for far away.
+    """
     offset_s = time.time() - time.monotonic()
     pieces = ear.timed()
     whole = np.concatenate([pcm for _, _, pcm in pieces]).astype(np.float32)
     window, search = int(WINDOW_S * RATE_HZ), int(SEARCH_S * RATE_HZ)
     found: list[tuple[float, float]] = []
-    guess: float | None = None
+    guess = -origin_s
     for at in range(0, len(whole) - window, int(STEP_S * RATE_HZ)):
         part = whole[at : at + window]
         if np.sqrt(np.mean(part**2)) < LOUD:
             continue
         wall_s = ear.time_of(at + window // 2) + offset_s
-        low = 0 if guess is None else max(0, int((wall_s + guess) * RATE_HZ) - window // 2 - search)
-        high = len(line) if guess is None else low + window + 2 * search
-        place = _find(part, line[low:high])
+        low = max(0, int((wall_s + guess) * RATE_HZ) - window // 2 - search)
+        place = _find(part, line[low : low + window + 2 * search])
         if place is None:
             continue
         media_s = (low + place + window // 2) / RATE_HZ
-        guess = media_s - wall_s
         found.append((wall_s, media_s))
     return found
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts._measure.api import player
-from scripts._measure.browser import Taken, distances, line_of, places, take
+from scripts._measure.browser import Taken, distances, line_of, origin_of, places, take
 from tests.rig.stack import Stack, until
 from tests.rig.viewer import frames
 
@@ -90,7 +90,7 @@ def feeds(seconds: float) -> Iterator[tuple[str, str]]:
             line.close()
             taker.join()
     epoch = max(taken.sound, key=lambda e: len(taken.sound[e]))
-    skews = distances(seen, places(listener, line_of(taken.sound[epoch])))
+    skews = distances(seen, places(listener, line_of(taken.sound[epoch]), origin_of(taken.frames)))
     low, middle, high = 1000.0 * np.percentile(skews, [2.5, 50, 97.5])
     yield (
         f"`/video_feed` against `/audio_feed`, {seconds / 60:.0f} min of demo speech",
