@@ -28,8 +28,8 @@ from playwright.sync_api import sync_playwright
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-from scripts._measure.api import player
 from tests.pulse import Pulse
+from tests.rig.api import player
 from tests.rig.ear import Ear
 from tests.rig.stack import ROOT, Stack, until
 from tests.rig.voices import RATE_HZ, paused_speech

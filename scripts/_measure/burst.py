@@ -19,9 +19,9 @@ import psutil
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-from scripts._measure.api import PIECE_BYTES, Api, next_of, player, speaker
 from shared.bus import Bus, Delivery
 from shared.messages import Audio, Gap
+from tests.rig.api import PIECE_BYTES, Api, next_of, player, speaker
 from tests.rig.stack import Stack, until
 from tests.rig.voices import paused_speech
 

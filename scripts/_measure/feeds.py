@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from scripts._measure.api import player
 from scripts._measure.browser import Taken, distances, line_of, origin_of, places, take
+from tests.rig.api import player
 from tests.rig.stack import Stack, until
 from tests.rig.viewer import frames
 

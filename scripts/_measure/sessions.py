@@ -13,8 +13,8 @@ from typing import Final
 
 import psutil
 
-from scripts._measure.api import Api, total
 from shared.topics import SERVICES
+from tests.rig.api import Api, total
 from tests.rig.stack import Stack, until
 
 __all__ = ["carried"]

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import requests
-from websockets.sync.client import ClientConnection, connect
 
 from services.streamer.service import LAST_WORDS, TELL_S
 from tests.budgets import (
@@ -23,54 +19,8 @@ from tests.budgets import (
     SESSION_FPS,
     SESSION_GONE_S,
 )
+from tests.rig.api import Api, next_of, speaker
 from tests.rig.stack import Stack, until
-
-
-class Api:
-    """The sessions by REST."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.url = f"{stack.url}/api/sessions"
-
-    def create(self, name: str, **options: Any) -> None:
-        answer = requests.post(self.url, json={"name": name, **options}, timeout=5)
-        assert answer.status_code == 201, answer.text
-
-    def post(self, path: str, **options: Any) -> dict[str, Any]:
-        answer = requests.post(f"{self.url}/{path}", timeout=5, **options)
-        assert answer.ok, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
-
-    def status(self, name: str) -> dict[str, Any]:
-        told: dict[str, Any] = requests.get(f"{self.url}/{name}", timeout=5).json()
-        return told
-
-    def delete(self, name: str) -> None:
-        assert requests.delete(f"{self.url}/{name}", timeout=5).status_code == 204
-
-    def names(self) -> list[str]:
-        return [session["name"] for session in requests.get(self.url, timeout=5).json()["sessions"]]
-
-
-@contextmanager
-def speaker(stack: Stack, session: str) -> Iterator[ClientConnection]:
-    """A connection that pushes 16 kHz PCM."""
-    url = f"{stack.url.replace('http', 'ws')}/ws/audio?session={session}"
-    with connect(url, additional_headers={"Origin": stack.url}, max_size=None) as line:
-        start = {"type": "start", "live": False, "encoding": "pcm16", "sample_rate": 16_000, "channels": 1}
-        line.send(json.dumps(start))
-        assert json.loads(line.recv(timeout=5))["type"] == "ready"
-        yield line
-
-
-def told(line: ClientConnection, kind: str, timeout_s: float) -> dict[str, Any]:
-    """The next event of a kind."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        event: dict[str, Any] = json.loads(line.recv(timeout=max(0.0, deadline - time.monotonic())))
-        if event["type"] == kind:
-            return event
 
 
 def speech(seconds: float) -> bytes:
@@ -99,9 +49,9 @@ def test_each_session_has_its_own_face_sound_and_state(stack: Stack, astronaut: 
         with speaker(stack, "b") as line:
             line.send(speech(1.0))
             line.send(json.dumps({"type": "flush"}))
-            told(line, "started", PUSHED_EVENT_S)
+            next_of(line, "started", PUSHED_EVENT_S)
             until(lambda: api.status("b")["latency_ms"] is not None, RECOVERY_S, "b speaks")
-            assert told(line, "ended", PUSHED_EVENT_S)["sample"] == 16_000
+            assert next_of(line, "ended", PUSHED_EVENT_S)["sample"] == 16_000
         api.post("a/stop")
         assert not api.status("a")["running"]
         assert stack.status()["running"]
@@ -119,19 +69,19 @@ def test_an_interrupt_tells_how_far_it_was_heard(stack: Stack):
             whole = speech(20.0)
             for at in range(0, len(whole), 32_000):
                 line.send(whole[at : at + 32_000])
-            started = told(line, "started", PUSHED_EVENT_S)
+            started = next_of(line, "started", PUSHED_EVENT_S)
             assert started["sample"] == 0
             began_s = time.monotonic()
             until(lambda: api.status("agent")["latency_ms"], RECOVERY_S, "the agent speaks")
             asked_s = time.monotonic()
             line.send(json.dumps({"type": "interrupt"}))
-            cut = told(line, "interrupted", PUSHED_EVENT_S)
+            cut = next_of(line, "interrupted", PUSHED_EVENT_S)
             assert time.monotonic() - asked_s < INTERRUPT_EVENT_S
             assert abs(cut["sample"] / 16_000 - (asked_s - began_s)) < INTERRUPT_EVENT_S
             # What comes now is heard at once: nothing of the rest stands before it.
             line.send(speech(0.5))
             line.send(json.dumps({"type": "flush"}))
-            assert told(line, "ended", PUSHED_EVENT_S)["utterance"] == cut["utterance"] + 1
+            assert next_of(line, "ended", PUSHED_EVENT_S)["utterance"] == cut["utterance"] + 1
     finally:
         api.delete("agent")
 
@@ -143,9 +93,9 @@ def test_nothing_is_lost_when_the_capture_dies_while_sound_is_pushed(stack: Stac
         with speaker(stack, "agent") as line:
             line.send(speech(2.0))
             line.send(json.dumps({"type": "flush"}))
-            told(line, "started", PUSHED_EVENT_S)
+            next_of(line, "started", PUSHED_EVENT_S)
             stack.processes("audio_capture")[0].send_signal(signal.SIGKILL)
-            assert told(line, "ended", RECOVERY_S)["sample"] == 32_000
+            assert next_of(line, "ended", RECOVERY_S)["sample"] == 32_000
     finally:
         api.delete("agent")
         until(stack.ready, RECOVERY_S, "audio_capture is back")

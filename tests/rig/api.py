@@ -30,6 +30,17 @@ class Api:
         """Begin a session."""
         requests.post(self.url, json={"name": name, **options}, timeout=5).raise_for_status()
 
+    def post(self, path: str, **options: Any) -> dict[str, Any]:
+        """Ask for something below `/api/sessions/`."""
+        answer = requests.post(f"{self.url}/{path}", timeout=5, **options)
+        answer.raise_for_status()
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def names(self) -> list[str]:
+        """Of all sessions."""
+        return [session["name"] for session in requests.get(self.url, timeout=5).json()["sessions"]]
+
     def delete(self, name: str) -> None:
         """End it."""
         requests.delete(f"{self.url}/{name}", timeout=5).raise_for_status()
