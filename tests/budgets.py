@@ -636,3 +636,10 @@ SAME_PICTURE: Final = 6.0
 """mean difference of two pictures of the page, of 255, that show the same face, one of them less sharp"""
 OTHER_PICTURE: Final = 15.0
 """the same of two that show another one"""
+
+# ---- a recording of the whole product
+RECORDED_S: Final = 8.0
+RECORDED_FIT: Final = 0.5
+"""of the lips with the loudness of their voice, in the file"""
+RECORDED_LAG_S: Final = 0.12
+"""between the two where they fit best; lips lead and follow the loudness by some 50 ms of themselves"""

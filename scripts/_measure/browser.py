@@ -53,6 +53,8 @@ NEAR_S: Final = 0.3
 """a picture counts if the sound was found so near to it"""
 AGREE_S: Final = 2.0
 """shots of so long have one lag, about"""
+AGREED: Final = 0.8
+"""how far the best lag has to be below the usual one, as a share of what shots and frames differ by"""
 AROUND_S: Final = 0.13
 """how far from that lag a shot's own frame is looked for"""
 CLEARLY: Final = 0.9
@@ -283,8 +285,8 @@ def _match(
     for begin in np.arange(at[0], at[-1], AGREE_S):
         group = np.flatnonzero((at >= begin - AGREE_S / 2) & (at < begin + 1.5 * AGREE_S))
         costs = [_away(at[group] - lag, seen[group], media, parts) for lag in lags]
-        if not np.isfinite(min(costs)):
-            continue
+        if not np.isfinite(costs).all() or min(costs) > AGREED * float(np.median(costs)):
+            continue  # nothing moved, so every lag is as good
         lag = lags[int(np.argmin(costs))]
         for k in group[(at[group] >= begin) & (at[group] < begin + AGREE_S)]:
             near = np.flatnonzero(np.abs(media - (at[k] - lag)) < AROUND_S)
