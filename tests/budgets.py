@@ -461,7 +461,7 @@ COMPOSE_IMAGE_MB: Final = {
     "mel-features": 300,
     "face-prep": 660,
     "inference": 660,
-    "streamer": 480,
+    "streamer": 570,
 }
 """most size of an image, 10^6 bytes"""
 

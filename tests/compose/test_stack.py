@@ -30,7 +30,7 @@ UNWANTED = {
     "mel-features": ("cv2", "openvino", "flask", "gunicorn", "soxr", "soundfile", "pyaudio"),
     "face-prep": ("flask", "gunicorn", "soxr", "soundfile", "pyaudio"),
     "inference": ("flask", "gunicorn", "soxr", "soundfile", "pyaudio"),
-    "streamer": ("openvino", "soxr", "soundfile", "pyaudio"),
+    "streamer": ("openvino", "soundfile", "pyaudio", "aiortc"),
 }
 NOWHERE = ("torch", "librosa", "scipy", "pip", "setuptools", "openvino_telemetry", "pytest")
 

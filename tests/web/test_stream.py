@@ -256,7 +256,7 @@ class TestServer:
             sock = connect(server.url)
             seen = watch(sock, 2.2)
             sock.close()
-            assert set(seen.frames) == {0}
+            assert len(set(seen.frames)) == 1
             assert len(seen.frames) >= 3
             assert server.told()["encodes"] <= 3, "once for each rung on the way up"
             assert seen.sizes[-1] > seen.sizes[0]
