@@ -63,6 +63,24 @@ def test_kubernetes_refuses_what_is_no_field(tmp_path: Any) -> None:
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 
+SCHEMA = (sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec")
+"""what Compose 2 reads files by: the Compose Specification, as check-jsonschema brings it along"""
+
+
+def test_compose_2_knows_every_field() -> None:
+    files = {ROOT / name for names in COMPOSE.values() for name in names} | {ROOT / "deploy/docker-stack.yml"}
+    done = subprocess.run([*SCHEMA, *map(str, sorted(files))], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_2_refuses_what_is_no_field(tmp_path: Any) -> None:
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text((ROOT / COMPOSE["one box"][0]).read_text().replace("pids_limit", "pids_most"))
+    done = subprocess.run([*SCHEMA, str(wrong)], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "pids_most" in done.stdout
+
+
 def test_kubernetes_parts_find_each_other() -> None:
     names = {(part["kind"], part["metadata"]["name"]) for part in manifests()}
     made = yaml.safe_load((ROOT / "deploy/kubernetes/kustomization.yaml").read_text())
