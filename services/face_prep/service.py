@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict
 from typing import Final, Literal
@@ -16,6 +17,8 @@ from shared.service import Tally
 __all__ = ["FacePrep"]
 
 MOST_PROBLEMS: Final = 100
+MOST_TRIES: Final = 2
+"""that did not come to an end: the photo ends the process, or hangs it until the watchdog does"""
 LISTEN_S: Final = 0.4
 """for how long it still listens at its end"""
 
@@ -85,6 +88,15 @@ class FacePrep:
     def _make(self, photo: Photo) -> None:
         began_s = time.perf_counter()
         try:
+            tries = self._store.begin(photo.face)
+        except (OSError, ValueError):
+            tries = 0  # a full disk keeps nobody from being seen
+        if tries >= MOST_TRIES:
+            self._tally.drop("faces_given_up", "a photo ended the process again and again, and is left alone")
+            text = "This photo cannot be prepared here. Save it anew as JPEG, or take another one."
+            self._refuse(FaceProblem(face=photo.face, code="unknown", text=text))
+            return
+        try:
             face = self._maker.make(
                 photo.face,
                 photo.data.tobytes(),
@@ -94,12 +106,10 @@ class FacePrep:
             )
         except (ImageError, FaceError) as error:
             self._tally.count("faces_refused")
-            problem = FaceProblem(face=photo.face, code=error.code, text=str(error)[:1000])
-            self._problems[photo.face] = problem
-            while len(self._problems) > MOST_PROBLEMS:
-                self._problems.popitem(last=False)
-            self._bus.send("face", problem, photo.face)
+            self._finish(photo.face)
+            self._refuse(FaceProblem(face=photo.face, code=error.code, text=str(error)[:1000]))
             return
+        self._finish(photo.face)
         self._tally.count("faces_made")
         self._tally.count("make_seconds", time.perf_counter() - began_s)
         self._bus.send("face", face, photo.face)
@@ -107,6 +117,16 @@ class FacePrep:
             self._store.save(face)
         except OSError as error:
             self._tally.drop("not_stored", f"the face could not be kept on disk: {error.strerror}")
+
+    def _finish(self, face_id: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._store.finish(face_id)
+
+    def _refuse(self, problem: FaceProblem) -> None:
+        self._problems[problem.face] = problem
+        while len(self._problems) > MOST_PROBLEMS:
+            self._problems.popitem(last=False)
+        self._bus.send("face", problem, problem.face)
 
     def gauges(self) -> dict[str, float]:
         """Present values for the beat."""

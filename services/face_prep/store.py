@@ -16,6 +16,7 @@ import os
 import re
 import struct
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -33,7 +34,9 @@ MAX_FILE_BYTES: Final = 96 * 1024 * 1024
 MAX_FRAMES: Final = 16
 MAX_DAMAGED: Final = 8
 """Damaged files kept for a look; older ones are deleted."""
-SUFFIX, DAMAGED, UNFINISHED = ".face", ".damaged", ".part"
+TRY_S: Final = 600.0
+"""after which a preparation that never ended is forgotten: the program may be another one by then"""
+SUFFIX, DAMAGED, UNFINISHED, TRIED = ".face", ".damaged", ".part", ".tried"
 ID: Final = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -61,6 +64,30 @@ class FaceStore:
         folder.chmod(0o700)
         for unfinished in folder.glob(f"*{UNFINISHED}"):
             unfinished.unlink(missing_ok=True)
+        for tried in folder.glob(f"*{TRIED}"):
+            if time.time() - tried.stat().st_mtime > TRY_S:
+                tried.unlink(missing_ok=True)
+
+    def begin(self, face_id: str) -> int:
+        """Note that a face is about to be made, so that a photo which ends the process is known when it is back.
+
+        Returns:
+            how often its making was begun before and not `finish`ed, of late.
+
+        Raises:
+            ValueError: its id is not 8 to 64 hex digits.
+            OSError: the disk is full or cannot be written.
+        """
+        path = self._path(face_id).with_suffix(TRIED)
+        before = path.stat().st_size if path.exists() else 0  # a byte for each time
+        path.touch(mode=0o600)
+        with path.open("ab") as file:
+            file.write(b".")
+        return before
+
+    def finish(self, face_id: str) -> None:
+        """Note that the making of a face came to an end, whether it was made or not."""
+        self._path(face_id).with_suffix(TRIED).unlink(missing_ok=True)
 
     def save(self, face: Face) -> None:
         """Write a face; when this returns it survives a loss of power.
@@ -131,6 +158,7 @@ class FaceStore:
             return False
         path = self._path(face_id)
         path.with_suffix(DAMAGED).unlink(missing_ok=True)
+        path.with_suffix(TRIED).unlink(missing_ok=True)
         try:
             path.unlink()
         except FileNotFoundError:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import psutil
 import pytest
 
+from services.face_prep.store import FaceStore
 from shared.bus import Bus
 from shared.messages import Audio, Beat, Credit, Face, FaceProblem, Pcm, Photo, SessionState, Work, pack, unpack
 from shared.topics import SERVICES, TOPICS, ServiceName, Topic
@@ -209,6 +210,26 @@ def test_face_prep_makes_faces_keeps_them_and_answers_latecomers(tmp_path: Path)
         assert isinstance(again, Face)
         np.testing.assert_array_equal(again.landmarks, face.landmarks)
         np.testing.assert_array_equal(again.photo, face.photo)
+
+
+def test_a_photo_that_ended_face_prep_again_and_again_is_left_alone(tmp_path: Path):
+    data = np.frombuffer(DEMO_FACE.read_bytes(), np.uint8)
+    store = FaceStore(tmp_path / "state" / "faces")
+    for name in ("a" * 32, "a" * 32, "b" * 32):  # as a process does that is killed in the middle
+        store.begin(name)
+    with alone("face_prep", tmp_path) as (peer, process):
+        peer.receive("beat", Beat, PROCESS_START_S)
+        peer.subscriptions("ingest", PROCESS_START_S)
+        peer.send("ingest", Photo(face="a" * 32, index=0, box=None, data=data), "photo")
+        problem = peer.receive("face", FaceProblem, PROCESS_START_S)
+        assert isinstance(problem, FaceProblem)
+        assert (problem.face, problem.code) == ("a" * 32, "unknown")
+        peer.send("ingest", Photo(face="b" * 32, index=0, box=None, data=data), "photo")
+        face = peer.receive("face", Face, PROCESS_START_S)
+        assert isinstance(face, Face)
+        assert face.face == "b" * 32, "once may be chance"
+        assert "faces_given_up" in process.text()
+    assert [path.stem for path in (tmp_path / "state" / "faces").glob("*.tried")] == ["a" * 32]
 
 
 def test_a_service_that_comes_is_told_the_session_at_once(tmp_path: Path):

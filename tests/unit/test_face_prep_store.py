@@ -44,6 +44,20 @@ def test_a_face_comes_back_after_a_restart(tmp_path: Path) -> None:
     assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a" / "faces").iterdir()] == [0o600]
 
 
+def test_preparations_that_never_ended_are_counted(tmp_path: Path) -> None:
+    store = FaceStore(tmp_path)
+    assert [store.begin(name_of(1)), store.begin(name_of(1)), store.begin(name_of(2))] == [0, 1, 0]
+    store.finish(name_of(2))
+    store.finish(name_of(2))
+    store = FaceStore(tmp_path)
+    assert [store.begin(name_of(1)), store.begin(name_of(2))] == [2, 0]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+    store.delete(name_of(1))
+    assert [path.stem for path in tmp_path.iterdir()] == [name_of(2)]
+    os.utime(tmp_path / f"{name_of(2)}.tried", (0, 0))
+    assert FaceStore(tmp_path).begin(name_of(2)) == 0, "long ago is forgotten"
+
+
 def test_the_least_recently_used_leave(tmp_path: Path) -> None:
     store = FaceStore(tmp_path, max_faces=budgets.FACE_STORE_MOST)
     for number in range(budgets.FACE_STORE_MOST):
