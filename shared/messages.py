@@ -106,7 +106,7 @@ class Audio(Message, frozen=True):
 
 
 class Gap(Message, frozen=True):
-    """Sound that is missing: the time line goes on, the samples are lost."""
+    """Time without sound: the time line goes on."""
 
     KIND: ClassVar[str] = "gap"
 
@@ -120,8 +120,8 @@ class Gap(Message, frozen=True):
     """media time of the first missing sample, samples"""
     samples: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
     """how many are missing"""
-    reason: Literal["overflow", "unplugged", "lost", "late"]
-    """why"""
+    reason: Literal["overflow", "unplugged", "lost", "late", "pause"]
+    """why; at a pause, between two utterances that are pushed, nothing is missing"""
 
 
 class SourceState(Message, frozen=True):
@@ -347,7 +347,7 @@ class Flush(Message, frozen=True):
 
 
 class Forget(Message, frozen=True):
-    """No session shows a face any more: its picture is to be deleted, everywhere."""
+    """No session has use for a face any more: its picture is to be deleted, everywhere."""
 
     KIND: ClassVar[str] = "forget"
 

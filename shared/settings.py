@@ -73,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_sessions: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     """most sessions at once"""
     session_idle_s: Annotated[int, msgspec.Meta(ge=5, le=604_800)] = 900
-    """a session that nobody watches and that says nothing is deleted after this time, seconds; `default` stays"""
+    """a session that nobody watches, hears, records or speaks to is deleted after this time, s; `default` stays"""
     mark: Annotated[str, msgspec.Meta(max_length=60)] = ""
     """text burnt into every frame, such as "synthetic"; empty: none"""
     mark_corner: Literal["top-left", "top-right", "bottom-left", "bottom-right"] = "bottom-right"

@@ -17,6 +17,7 @@ __all__ = [
     "Chunk",
     "Hole",
     "Pcm16",
+    "Reason",
     "Source",
     "SourceStatus",
     "to_pcm16",
@@ -42,6 +43,11 @@ class Chunk:
     """how many samples of what was pushed lie before the first one; -1 where nothing is pushed"""
 
 
+Reason = Literal["overflow", "unplugged", "lost", "late", "pause"]
+"""Why there is no sound. overflow: the machine was too slow; unplugged: the device was away; lost: it never came; late:
+it came after its time, and is played then; pause: an utterance was over, and nothing is missing."""
+
+
 @dataclass(frozen=True)
 class Hole:
     """Sound that is missing; the next chunk begins at ``first_sample + samples``."""
@@ -50,8 +56,8 @@ class Hole:
     """place of the first missing sample, samples at 16 kHz since the source began"""
     samples: int
     """how many are missing, at least 1"""
-    reason: Literal["overflow", "unplugged", "lost"]
-    """overflow: the machine was too slow; unplugged: the device was away; lost: it never came, or the stream paused"""
+    reason: Reason
+    """why"""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from services.audio_capture.chunks import (
     Chunk,
     Hole,
     Pcm16,
+    Reason,
     SourceStatus,
     to_pcm16,
 )
@@ -45,14 +46,17 @@ class _Piece:
     """its sound; None: sound is missing"""
     pushed: int
     """place of the first sample in what is pushed; -1 where nothing is"""
+    why: Reason = "lost"
+    """why sound is missing, where it is"""
 
 
 class Playout:
     """Play sound in real time: chunk n is due at ``origin + 20 ms x (n + 1)``, by the clock and so without drift.
 
     Sound that comes up to `JITTER_NS` after it was due is given late, unbroken. After a longer pause the line goes on
-    by the monotonic clock: a `Hole` ("lost") stands for the pause, so that a player's clock stays right. A pause is
-    one only if `take` has missed a chunk, so that an owner who looked away for a while finds everything in its place.
+    by the monotonic clock: a `Hole` stands for the pause, so that a player's clock stays right; "pause" where the
+    utterance before it was over (`finish`), "late" where not. A pause is one only if `take` has missed a chunk, so that
+    an owner who looked away for a while finds everything in its place.
 
     What waits is kept as it came and cut into chunks when they are due; however much it is, a put costs the same.
     """
@@ -66,6 +70,7 @@ class Playout:
         self._place = 0
         """first sample of the line that was not given yet"""
         self._padding = False
+        self._finished = False
         self._origin_ns: int | None = None
         self.sound_samples = 0
         """sound that is still to be played, samples"""
@@ -94,7 +99,7 @@ class Playout:
         if not len(pcm):
             return
         self._go_on(now_ns)
-        self._padding = False
+        self._padding = self._finished = False
         self.sound_samples += len(pcm)
         last = self._pieces[-1] if self._pieces else _Piece(0, None, -1)
         follows = pushed == (last.pushed + last.samples if last.pushed >= 0 else -1)
@@ -107,11 +112,16 @@ class Playout:
     def put_hole(self, samples: int, now_ns: int) -> None:
         """Say that sound is missing here; an unfinished chunk before it is filled with zeros from the hole's length."""
         self._go_on(now_ns)
-        self._add_hole(samples)
+        self._add_hole(samples, "lost")
 
     def pad(self) -> None:
         """Fill the last, unfinished chunk (less than 20 ms) with zeros when it is due, unless more comes by then."""
         self._padding = self.sound_samples > 0
+
+    def finish(self) -> None:
+        """An utterance is over: `pad`, and what comes later is another one, however much later that is."""
+        self.pad()
+        self._finished = True
 
     def take(self, now_ns: int) -> list[Chunk | Hole]:
         """Give what is due."""
@@ -143,7 +153,7 @@ class Playout:
             self._pieces.popleft()
             self._hole_samples -= piece.samples
             self._place += piece.samples
-            return Hole(first, piece.samples, "lost")
+            return Hole(first, piece.samples, piece.why)
         pushed = piece.pushed
         sound = np.zeros(CHUNK_SAMPLES, np.int16)
         filled = 0
@@ -177,13 +187,14 @@ class Playout:
         due_ns = self.due_ns()
         if self.starved_ns is not None and due_ns is not None:
             if now_ns - due_ns > self.JITTER_NS:
-                self._add_hole((now_ns - self._origin_ns) // NS_PER_SAMPLE - self._place - self.waiting_samples)
+                away = (now_ns - self._origin_ns) // NS_PER_SAMPLE - self._place - self.waiting_samples
+                self._add_hole(away, "pause" if self._finished else "late")
             self.starved_ns = None
 
-    def _add_hole(self, samples: int) -> None:
+    def _add_hole(self, samples: int, why: Reason) -> None:
         if samples > 0:
             self._hole_samples += samples
-            self._pieces.append(_Piece(samples, None, -1))
+            self._pieces.append(_Piece(samples, None, -1, why))
 
 
 class _FileError(Exception):
@@ -445,7 +456,7 @@ class NetworkSource:
     """Sound that is pushed, played in real time; it may come faster than it is played, and wait up to 10 minutes.
 
     The first sample of the line is the first one pushed. Silence is never made up: when nothing is left the source
-    says "ended" after `end`, or "waiting" after 0.5 s. When sound comes again it goes on, with a `Hole` ("lost") for
+    says "ended" after `end`, or "waiting" after 0.5 s. When sound comes again it goes on, with a `Hole` for
     the pause, because the line follows the monotonic clock (see `Playout`). Each `Chunk` says how much of what was
     pushed lies before it; up to 319 zeros at its end fill the last one of an utterance, and are not counted.
     """
@@ -521,7 +532,7 @@ class NetworkSource:
         """
         if self._closed or self._expected is None or first_sample < self._expected:
             return
-        self._playout.pad()
+        self._playout.finish()
         os.eventfd_write(self._wake_fd, 1)
 
     def end(self) -> None:
@@ -530,7 +541,7 @@ class NetworkSource:
             return
         self._end_asked = True
         self._expected = None
-        self._playout.pad()
+        self._playout.finish()
         os.eventfd_write(self._wake_fd, 1)
 
     def fileno(self) -> int:

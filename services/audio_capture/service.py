@@ -69,7 +69,7 @@ class AudioCapture:
         self._probe: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._probe_due_s = time.monotonic()
         self.info: dict[str, str] = {}
-        tally.begin("chunks", "gap_overflow", "gap_unplugged", "gap_lost")
+        tally.begin("chunks", "gap_overflow", "gap_unplugged", "gap_lost", "gap_late", "gap_pause")
         bus.publishes("audio", "beat")
         bus.receives("session", "ingest")
         bus.subscribe("ingest", "pcm")
@@ -200,11 +200,11 @@ class AudioCapture:
             self._tally.count("chunks")
             return
         opened.next_sample = piece.first_sample + piece.samples
-        self._tally.drop(
-            f"gap_{piece.reason}",
-            f"{piece.samples} samples of sound are missing ({piece.reason})",
-            session=state.session,
-        )
+        if piece.reason == "pause":
+            self._tally.count("gap_pause")
+        else:
+            words = f"{piece.samples} samples of sound are missing ({piece.reason})"
+            self._tally.drop(f"gap_{piece.reason}", words, session=state.session)
         gap = Gap(
             session=state.session,
             epoch=state.epoch,

@@ -177,7 +177,7 @@ class MelFeatures:
         else:
             missing = sound.first_sample + sound.samples - track.position
             due = track.gap(missing) if missing > 0 else []
-        if track.lost_samples > lost:
+        if track.lost_samples > lost and not (isinstance(sound, Gap) and sound.reason == "pause"):
             self._tally.drop("lost_samples", "sound is missing", track.lost_samples - lost, session=sound.session)
         for item in due:
             self._wanted += 1

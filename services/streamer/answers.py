@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from flask import jsonify, redirect, request
 
-from services.streamer.control import DEFAULT, LimitError, TakenError, UnknownSessionError, UploadError
+from services.streamer.control import DEFAULT, LimitError, TakenError, UnknownSessionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,12 +49,9 @@ def or_conflict(do: Callable[..., Any], *arguments: Any) -> Any:
 
     Raises:
         RefusedError: it refuses; 409, or 429 where there are as many as there may be, or 404 if it has just ended.
-        UploadError: a photo was refused.
     """
     try:
         return do(*arguments)
-    except UploadError:
-        raise
     except UnknownSessionError as error:
         raise RefusedError(HTTPStatus.NOT_FOUND, error.text) from error
     except LimitError as error:

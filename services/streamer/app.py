@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from services.streamer import api, feeds, recordings_api, sockets, whep
 from services.streamer.answers import RefusedError, done, or_conflict, session_of, wants_json
 from services.streamer.api import SERVICE_WORDS, status_json
-from services.streamer.control import UnknownSessionError, UploadError
+from services.streamer.control import UnknownSessionError
 from services.streamer.guard import Refusal
 from services.streamer.rates import Places, peer_of
 from services.streamer.uploads import (
@@ -134,10 +134,6 @@ def create_app(control: Control, guard: Guard, *, max_streams: int = 88) -> Flas
 
     @app.errorhandler(RefusedError)
     def refused(error: RefusedError) -> AnyResponse:
-        return _answer(error.status, str(error))
-
-    @app.errorhandler(UploadError)
-    def upload_refused(error: UploadError) -> AnyResponse:
         return _answer(error.status, str(error))
 
     @app.errorhandler(UnknownSessionError)

@@ -7,7 +7,6 @@ the page: one or two plain sentences that say what is wrong and what to do.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -34,20 +33,10 @@ __all__ = [
     "Status",
     "TakenError",
     "UnknownSessionError",
-    "UploadError",
 ]
 
 DEFAULT: Final = "default"
 """the session that is always there; the routes of the prototype act on it"""
-
-
-class UploadError(ValueError):
-    """A photo was refused; the text is for the person who sent it."""
-
-    def __init__(self, text: str, status: HTTPStatus = HTTPStatus.UNPROCESSABLE_ENTITY) -> None:
-        super().__init__(text)
-        self.status = status
-        """HTTP status of the answer, 4xx"""
 
 
 class UnknownSessionError(KeyError):
@@ -239,7 +228,7 @@ class SessionControl(Protocol):
         ...
 
     def upload(self, data: bytes, index: int, box: tuple[int, int, int, int] | None) -> str:
-        """Take a photo.
+        """Take a photo. Whether there is a face in it is told later, by the status.
 
         Args:
             data: the bytes of a JPEG, PNG or WebP file.
@@ -248,9 +237,6 @@ class SessionControl(Protocol):
 
         Returns:
             the id of the face that will be made of it.
-
-        Raises:
-            UploadError: the photo is refused.
         """
         ...
 

@@ -71,10 +71,20 @@ FAMILIES: Final = {
         Family("mouthpiece_memory_bytes", "gauge", "memory in use (RSS)"),
         Family("mouthpiece_proportional_memory_bytes", "gauge", "the same with shared pages in equal parts (PSS)"),
         Family("mouthpiece_open_files", "gauge", "open file descriptors"),
-        Family("mouthpiece_engine_info", "gauge", "1; the labels say what a worker computes with", (*PROCESS, *ENGINE)),
+        Family(
+            "mouthpiece_engine_info",
+            "gauge",
+            "1; the labels say what a worker computes with (threads as set; builtin takes one)",
+            (*PROCESS, *ENGINE),
+        ),
         # sound
         Family("mouthpiece_audio_chunks_total", "counter", "pieces of 20 ms of sound that were published"),
-        Family("mouthpiece_audio_gaps_total", "counter", "gaps in the sound, by reason", (*PROCESS, "reason")),
+        Family(
+            "mouthpiece_audio_gaps_total",
+            "counter",
+            "gaps in the sound, by reason; at a pause nothing is missing",
+            (*PROCESS, "reason"),
+        ),
         Family("mouthpiece_audio_gap_seconds_total", "counter", "sound that was missing when it was to be heard"),
         Family("mouthpiece_audio_lost_seconds_total", "counter", "sound that mel_features missed"),
         # frames
@@ -116,7 +126,11 @@ FAMILIES: Final = {
         Family("mouthpiece_windows_in_work", "gauge", "windows given out and not yet done"),
         Family("mouthpiece_shortage_ratio", "gauge", "share of the frames for which no worker had credit in time"),
         Family("mouthpiece_sessions", "gauge", "sessions that are followed"),
-        Family("mouthpiece_faces_held", "gauge", "faces that a worker holds prepared"),
+        Family(
+            "mouthpiece_faces_held",
+            "gauge",
+            "faces that a process holds: a worker prepared ones, the streamer those on show",
+        ),
         # the picture
         Family("mouthpiece_session_running", "gauge", "1 while sound is heard and frames are wanted", SESSION),
         Family("mouthpiece_frame_rate_hz", "gauge", "pictures handed to the viewers in the last second", SESSION),

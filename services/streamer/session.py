@@ -127,7 +127,8 @@ class Session:
         self._stream = sound.stream
         self._heard_s = now_s = time.monotonic()
         if isinstance(sound, Gap):
-            self._tally.count("gap_samples", sound.samples)
+            if sound.reason != "pause":
+                self._tally.count("gap_samples", sound.samples)
             return
         self.playout.heard(sound.first_sample + len(sound.pcm), now_s)
         self.sound.heard(sound.epoch, sound.first_sample, sound.pcm)

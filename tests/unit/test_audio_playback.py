@@ -231,9 +231,22 @@ def test_a_short_wait_is_jitter_and_a_long_one_is_a_hole() -> None:
     playout.put(noise(640), 700 * MS)
     items += playout.take(740 * MS)
     check_line(items)
-    assert items[3] == Hole(960, 700 * 16 - 960, "lost")
+    assert items[3] == Hole(960, 700 * 16 - 960, "late")
     assert len(items) == 6
     assert playout.due_ns() == 760 * MS
+
+
+def test_between_two_utterances_nothing_is_missing() -> None:
+    playout = Playout()
+    playout.put(noise(320), 0)
+    playout.finish()
+    items = playout.take(40 * MS)
+    playout.put(noise(320), 700 * MS)
+    items += playout.take(800 * MS)
+    playout.put(noise(320), 1_700 * MS)
+    items += playout.take(1_800 * MS)
+    check_line(items)
+    assert [item.reason for item in items if isinstance(item, Hole)] == ["pause", "late"]
 
 
 def test_pushed_sound_is_played_and_a_jump_is_a_hole() -> None:

@@ -33,7 +33,6 @@ from services.streamer.control import (
     Status,
     TakenError,
     UnknownSessionError,
-    UploadError,
 )
 from services.streamer.mjpeg import Frame, FrameHub
 from services.streamer.recordings import Recordings
@@ -281,9 +280,11 @@ class Session:
 
     def upload(self, data: bytes, index: int, box: tuple[int, int, int, int] | None) -> str:
         self.calls.append(("upload", (len(data), index, box)))
-        if b"no face" in data:
-            raise UploadError("There is no face in this photo. Take one that looks at the camera.")
         face = hashlib.sha256(data).hexdigest()[:16]
+        if b"no face" in data:
+            words = "There is no face in this photo. Take one that looks at the camera."
+            self.change(face=FaceStatus(face, "problem", words))
+            return face
         faces = 3 if b"three faces" in data else 1
         self.change(face=FaceStatus(face, "ready", "Your photo is ready.", faces=faces, index=index))
         return face

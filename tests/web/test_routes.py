@@ -119,7 +119,6 @@ def test_upload_by_form_and_by_script(server: Server) -> None:
         (b"GIF89a" + bytes(100), {}, 415, "JPEG, PNG or WebP"),
         (b"", {}, 400, "empty"),
         (None, {}, 400, "No photo"),
-        (jpeg(b"no face"), {}, 422, "no face"),
         (jpeg(), {"index": "x"}, 400, "index"),
         (jpeg(), {"box": "1,2,3"}, 400, "box"),
         (jpeg(), {"box": "30,2,3,40"}, 400, "box"),
@@ -139,7 +138,7 @@ def test_bad_photos_get_words(
     page = server.post("upload", files=files, data=form, headers=HTML)
     assert page.status_code == status
     assert words in page.text
-    assert len([c for c in server.calls() if c not in before and status != 422]) == 0
+    assert [call for call in server.calls() if call not in before] == []
 
 
 def test_speak(server: Server) -> None:
