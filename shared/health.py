@@ -55,11 +55,11 @@ FLOWS: Final[dict[str, Flow]] = {
         ("chunks", "gap_*"),
     ),
     "mel_features": Flow(
-        lambda old, new: _moved(old, new, "received.audio") and _worked(old) and _worked(new),
+        lambda old, new: _moved(old, new, "heard") and _worked(old) and _worked(new),
         ("windows", "silent_frames", "sound_ignored", "dropped_*"),
     ),
     "face_prep": Flow(lambda old, new: _moved(old, new, "received.ingest"), ("sent.face", "send_blocked.face")),
-    "inference": Flow(lambda old, new: _moved(old, new, "received.work"), ("frames", "dropped_*")),
+    "inference": Flow(lambda old, new: _moved(old, new, "given"), ("frames", "dropped_*")),
     "streamer": Flow(lambda _old, _new: True, ("published",)),
 }
 

@@ -27,8 +27,8 @@ MOST_EARLY: Final = 512
 """pieces of pushed sound that wait for their session to be told"""
 EARLY_S: Final = 2.0
 """for how long they wait; a voice is not kept for a session that has ended"""
-MOST_SESSIONS: Final = 64
-"""that are heard at once: each has a source of its own"""
+SPARE_SESSIONS: Final = 2
+"""heard beyond `MOUTHPIECE_MAX_SESSIONS`: the word that one has ended may come after the word of the next one"""
 TELL_S: Final = 1.0
 """how often the state of a source is told"""
 LIVE: Final = frozenset({"mic", "browser"})
@@ -121,8 +121,10 @@ class AudioCapture:
             if state.ended:
                 self._close(state.session)
                 return
+            if state.epoch < opened.state.epoch:
+                return  # an old word; if there is no other one, its clock began anew, and the source is soon closed
             opened.told_s = time.monotonic()
-            if opened.state == state or state.epoch < opened.state.epoch:
+            if opened.state == state:
                 return
             if not state.running or state.source != opened.state.source:
                 self._close(state.session)
@@ -134,8 +136,11 @@ class AudioCapture:
                     self._close(state.session)
             opened.state = state
         if state.running and state.session not in self._open:
-            if len(self._open) >= MOST_SESSIONS:
-                self._tally.drop("sessions_refused", f"more than {MOST_SESSIONS} sessions", session=state.session)
+            most = self._settings.max_sessions + SPARE_SESSIONS
+            if len(self._open) >= most:
+                self._tally.drop(
+                    "sessions_refused", f"more than {most} sessions; MOUTHPIECE_MAX_SESSIONS", session=state.session
+                )
                 return
             source = self._source(state.source)
             self._open[state.session] = _Open(state, source, time.monotonic())

@@ -53,7 +53,7 @@ class Inference:
         self._pace_s = 0.0
         self._model = info.get("model", "")
         self.info = {"worker": self._worker, "engine": engine.name, **info, "faces": ""}
-        tally.begin("frames", "dropped_late", "dropped_no_face", "dropped_window", "dropped_epoch")
+        tally.begin("given", "frames", "dropped_late", "dropped_no_face", "dropped_window", "dropped_epoch")
         bus.publishes("credit", "patch", "beat")
         bus.receives("work", "session", "face")
         bus.subscribe("work", self._worker)
@@ -65,6 +65,7 @@ class Inference:
             return
         match event.message:
             case Work() as work:
+                self._tally.count("given")
                 self._queue.append((work, time.monotonic()))
                 if not self._wanted_here:  # who gives work takes our pictures
                     self._wanted_here = True

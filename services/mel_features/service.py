@@ -64,7 +64,7 @@ class MelFeatures:
         self._missed = 0
         self._short = 0.0
         self.info: dict[str, str] = {"engine": engine, "model": model}
-        tally.begin("windows", "lost_samples", "dropped_late", "dropped_full", "dropped_epoch", "given_again")
+        tally.begin("heard", "windows", "lost_samples", "dropped_late", "dropped_full", "dropped_epoch", "given_again")
         bus.publishes("work", "beat")
         bus.receives("audio", "credit", "session")
 
@@ -158,6 +158,7 @@ class MelFeatures:
         self._tally.count(why, self._waiting.forget(name))
 
     def _hear(self, sound: Audio | Gap) -> None:
+        self._tally.count("heard")
         session = self._sessions.get(sound.session)
         if session is None or not session.state.running or sound.epoch < session.state.epoch:
             self._tally.count("sound_ignored")

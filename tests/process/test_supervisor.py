@@ -27,6 +27,7 @@ from tests.rig.stack import ROOT, Stack, until
 from tests.rig.viewer import frames
 
 BIN = Path(sys.executable).parent
+SUPERVISE = (sys.executable, ROOT / "scripts" / "supervise", "--nodaemon", "--configuration")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def supervised(folder: Path, **programs: str) -> Iterator[subprocess.Popen[bytes
     with (folder / "test.conf").open("w") as file:
         parser.write(file)
     process = subprocess.Popen(
-        [BIN / "supervisord", "--nodaemon", "--configuration", folder / "test.conf"],
+        [*SUPERVISE, folder / "test.conf"],
         env=os.environ | {"MOUTHPIECE_STATE_DIR": str(folder)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -267,7 +268,13 @@ def test_a_path_too_long_for_the_socket_is_said(tmp_path: Path):
     folder = tmp_path / ("x" * 100)
     (folder / "log").mkdir(parents=True)
     result = subprocess.run(
-        [BIN / "supervisord", "--nodaemon", "--configuration", ROOT / "deploy" / "supervisord.conf"],
+        [
+            sys.executable,
+            ROOT / "scripts" / "supervise",
+            "--nodaemon",
+            "--configuration",
+            ROOT / "deploy" / "supervisord.conf",
+        ],
         env=os.environ | {"MOUTHPIECE_STATE_DIR": str(folder)},
         capture_output=True,
         text=True,

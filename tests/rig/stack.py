@@ -81,7 +81,8 @@ class Stack:
         """Start everything and wait until every service beats and the face is there."""
         (self.folder / "log").mkdir(parents=True, exist_ok=True)
         command = [
-            str(Path(sys.executable).parent / "supervisord"),
+            sys.executable,
+            "scripts/supervise",
             "--nodaemon",
             "--configuration",
             "deploy/supervisord.conf",

@@ -18,9 +18,9 @@ from tests.rig.stack import ROOT
 
 WORK = {
     "audio_capture": ({"chunks": 50.0}, {}, {"source_state": "running"}),
-    "mel_features": ({"received.audio": 50.0, "windows": 25.0}, {"workers_able": 1.0}, {}),
+    "mel_features": ({"heard": 50.0, "windows": 25.0}, {"workers_able": 1.0}, {}),
     "face_prep": ({"received.ingest": 1.0, "sent.face": 1.0}, {}, {}),
-    "inference": ({"received.work": 25.0, "frames": 25.0}, {}, {}),
+    "inference": ({"given": 25.0, "frames": 25.0}, {}, {}),
     "streamer": ({"published": 25.0}, {}, {}),
 }
 """counters that a second of work adds, gauges, and words"""
