@@ -30,6 +30,7 @@ const QUIET_PAUSE_S = 0.5; // from one such jump to the next
 const SILENCE_S = 0.4; // running and nothing came for so long: a stall
 const DEAD_S = 12; // and for so long: another connection is tried
 const SLEPT_S = 1; // the timer did not run for so long: the tab slept
+const MOST_SLEPT_S = 10; // and for so long, without a message too: the line may be dead
 const CONTROL_MS = 50;
 const REPORT_MS = 1000;
 const KEPT_SOUND_S = 2; // for when the sound is switched on
@@ -389,9 +390,11 @@ export class Player extends EventTarget {
   control() {
     const nowS = seconds();
     if (nowS - this.lastControlS > SLEPT_S) this.loosen();
-    const sleptS = nowS - this.lastControlS;
+    // The timer of a hidden tab runs once a minute, and its line is well all the same.
+    const slept = !document.hidden && nowS - this.lastControlS > MOST_SLEPT_S;
+    const silentS = nowS - this.lastMessageS;
     this.lastControlS = nowS;
-    if (this.connected && (sleptS > 10 || (this.running && nowS - this.lastMessageS > DEAD_S))) {
+    if (this.connected && ((slept && silentS > MOST_SLEPT_S) || (this.running && silentS > DEAD_S))) {
       this.reconnect();
       return;
     }
