@@ -68,7 +68,8 @@ function showMessages() {
 function at(path, more = {}) {
   const asked = new URLSearchParams(more);
   if (session !== "default") asked.set("session", session);
-  return asked.size ? `${path}?${asked}` : path;
+  const query = asked.toString(); // its size is not known to browsers before 2023
+  return query ? `${path}?${query}` : path;
 }
 
 async function send(method, path, { body, limitMs = ANSWER_MS, type } = {}) {
