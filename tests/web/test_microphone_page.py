@@ -158,6 +158,26 @@ def test_no_microphone_is_said_plainly(serve: Serve, talking_page: Any, error: s
         assert pieces(server) == []
 
 
+def test_a_microphone_refused_while_another_voice_talks_is_no_dead_end(serve: Serve, talking_page: Any) -> None:
+    talking_page.add_init_script(
+        """const ask = navigator.mediaDevices.getUserMedia;
+        navigator.mediaDevices.getUserMedia = async (wanted) => {
+          if (!window.allowed) throw new DOMException("", "NotAllowedError");
+          return ask(wanted);
+        };"""
+    )
+    with serve("run=1") as server:
+        talking_page.goto(server.url, wait_until="domcontentloaded")
+        talking_page.get_by_role("radio", name="My microphone").check()
+        talking_page.get_by_text("then try again").wait_for()
+        # The demo talks on, and is heard.
+        assert until(lambda: talking_page.evaluate("mouthpiecePlayer.sounding"), PLAYER_WAIT_S)
+        talking_page.evaluate("window.allowed = true")
+        talking_page.get_by_role("button", name="Talk from here").click()
+        talking_page.get_by_text("You are heard.").wait_for()
+        assert until(lambda: not talking_page.evaluate("mouthpiecePlayer.sounding"), PLAYER_WAIT_S)
+
+
 def test_over_plain_http_from_elsewhere_the_page_says_what_to_do(serve: Serve, talking_page: Any) -> None:
     talking_page.add_init_script("Object.defineProperty(window, 'isSecureContext', { value: false })")
     with serve() as server:

@@ -210,7 +210,7 @@ function showSources() {
   $("sources").dataset.others = String([...radios].filter((radio) => !radio.parentElement.hidden).length - 1);
   $("own").hidden = now !== "network";
   $("own-mic").hidden = now !== OWN;
-  $("take-over").hidden = !(status.running && status.source === OWN && !microphone.on);
+  $("take-over").hidden = !(status.running && !microphone.on);
   const lateWords = microphone.state === "live" && !player.wanted ? "The sound here is off, so that you do not hear yourself late." : "";
   setText($("source-text"), now === OWN ? lateWords : chosen ? "" : status.source_text);
   setText($("own-hint"), noMic ? "Not on this page; see below" : "You talk here, the face talks");
@@ -236,6 +236,7 @@ function showMicrophone() {
   let text = microphone.text;
   if (!text && microphone.state === "live") text = "You are heard.";
   else if (!text && status && status.running && status.source === OWN) text = "Somebody talks from another page.";
+  else if (!text && status && status.running) text = "Press “Talk from here” and talk. The browser asks first whether it may listen.";
   else if (!text) text = "Press Start and talk. The browser asks first whether it may listen.";
   setText($("mic-text"), text);
   $("mic-text").dataset.state = microphone.state;
@@ -351,7 +352,9 @@ document.addEventListener("visibilitychange", () => {
 
 // ---- sound: on where it can be, except for those who talk, who would hear themselves late -----------------------
 
-const soundWanted = () => soundWish ?? !(microphone.on || ["mic", OWN].includes(source()));
+// While it talks, what counts is who does, not who was chosen and may have been refused.
+const speaking = () => (status && status.running ? status.source : source());
+const soundWanted = () => soundWish ?? !(microphone.on || ["mic", OWN].includes(speaking()));
 
 function applySound() {
   const allowed = navigator.userActivation ? navigator.userActivation.hasBeenActive : true;

@@ -12,12 +12,12 @@ const LEVEL_FALL_DB = 1.5; // each piece, as level meters do
 
 const WORDS = {
   NotAllowedError:
-    "The browser may not use the microphone. Allow it (the small sign beside the address), then press Start again.",
+    "The browser may not use the microphone. Allow it (the small sign beside the address), then try again.",
   SecurityError: "The browser does not allow this page to use the microphone. Its settings for this page say why.",
-  NotFoundError: "No microphone was found on this device. Plug one in, then press Start again.",
-  OverconstrainedError: "That microphone is gone. Choose another one, then press Start again.",
-  NotReadableError: "The microphone cannot be opened: another program holds it. Close that, then press Start again.",
-  AbortError: "The microphone could not be opened. Plug it in again, then press Start again.",
+  NotFoundError: "No microphone was found on this device. Plug one in, then try again.",
+  OverconstrainedError: "That microphone is gone. Choose another one, then try again.",
+  NotReadableError: "The microphone cannot be opened: another program holds it. Close that, then try again.",
+  AbortError: "The microphone could not be opened. Plug it in again, then try again.",
 };
 
 /** Why this page cannot have a microphone at all and what to do; empty when it can. */
@@ -103,7 +103,7 @@ export class Microphone extends EventTarget {
       const [track] = stream.getAudioTracks();
       this.label = track.label;
       track.addEventListener("ended", () => {
-        if (turn === this.turn) this.fail("The microphone is gone: it was unplugged, or taken from this page. Press Start to go on.");
+        if (turn === this.turn) this.fail("The microphone is gone: it was unplugged, or taken from this page. Plug one in, then try again.");
       });
       track.addEventListener("mute", () => this.say("The microphone is switched off at the device or in the system."));
       track.addEventListener("unmute", () => this.say(""));
