@@ -178,6 +178,29 @@ def test_a_microphone_refused_while_another_voice_talks_is_no_dead_end(serve: Se
         assert until(lambda: not talking_page.evaluate("mouthpiecePlayer.sounding"), PLAYER_WAIT_S)
 
 
+def test_the_next_try_does_without_a_microphone_that_is_gone(serve: Serve, talking_page: Any) -> None:
+    talking_page.add_init_script(
+        """const ask = navigator.mediaDevices.getUserMedia;
+        navigator.mediaDevices.getUserMedia = async (wanted) => {
+          if (window.gone && wanted.audio.deviceId?.exact === window.gone) throw new DOMException("", "OverconstrainedError");
+          return ask(wanted);
+        };"""
+    )
+    with serve() as server:
+        talk(talking_page, server)
+        talking_page.get_by_role("button", name="Stop").click()
+        choose = talking_page.get_by_label("Microphone", exact=True)
+        first, *_, last = choose.evaluate("select => [...select.options].map((option) => option.value)")
+        talking_page.evaluate("id => { window.gone = id; }", last)
+        choose.select_option(last)
+        talking_page.get_by_role("button", name="Start").click()
+        talking_page.get_by_text("That microphone is gone.").wait_for()
+        assert until(lambda: choose.input_value() == first, PLAYER_WAIT_S)
+        talking_page.get_by_role("button", name="Start").click()
+        talking_page.get_by_text("You are heard.").wait_for()
+        assert talking_page.evaluate("wanted.audio.deviceId") is None
+
+
 def test_over_plain_http_from_elsewhere_the_page_says_what_to_do(serve: Serve, talking_page: Any) -> None:
     talking_page.add_init_script("Object.defineProperty(window, 'isSecureContext', { value: false })")
     with serve() as server:

@@ -251,8 +251,9 @@ async function showDevices() {
     select.dataset.key = key;
     select.replaceChildren(...devices.map(({ id, label }) => new Option(label, id)));
   }
-  const used = devices.find(({ label }) => label === microphone.label) || devices.find(({ id }) => id === microphone.device);
-  if (used && document.activeElement !== select) select.value = used.id;
+  const used =
+    devices.find(({ label }) => label === microphone.label) || devices.find(({ id }) => id === microphone.device) || devices[0];
+  if (used && !(microphone.on && document.activeElement === select)) select.value = used.id;
 }
 
 function showServices() {

@@ -15,7 +15,7 @@ const WORDS = {
     "The browser may not use the microphone. Allow it (the small sign beside the address), then try again.",
   SecurityError: "The browser does not allow this page to use the microphone. Its settings for this page say why.",
   NotFoundError: "No microphone was found on this device. Plug one in, then try again.",
-  OverconstrainedError: "That microphone is gone. Choose another one, then try again.",
+  OverconstrainedError: "That microphone is gone. Try again to use another one.",
   NotReadableError: "The microphone cannot be opened: another program holds it. Close that, then try again.",
   AbortError: "The microphone could not be opened. Plug it in again, then try again.",
 };
@@ -109,7 +109,9 @@ export class Microphone extends EventTarget {
       track.addEventListener("unmute", () => this.say(""));
       await this.listen(stream, turn);
     } catch (error) {
-      if (turn === this.turn) this.fail(WORDS[error.name] || `The microphone cannot be used: ${error.message}`);
+      if (turn !== this.turn) return;
+      if (error.name === "OverconstrainedError") this.device = ""; // the next try takes what there is
+      this.fail(WORDS[error.name] || `The microphone cannot be used: ${error.message}`);
       return;
     }
     if (turn === this.turn) this.connect(turn);
