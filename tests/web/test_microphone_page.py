@@ -66,8 +66,8 @@ def pieces(server: Server) -> list[list[int]]:
     return [what for name, what in server.calls() if name == "put"]
 
 
-def talk(page: Any, server: Server) -> None:
-    page.goto(server.url, wait_until="domcontentloaded")
+def talk(page: Any, server: Server, path: str = "") -> None:
+    page.goto(server.url + path, wait_until="domcontentloaded")
     page.get_by_role("radio", name="My microphone").check()
     page.get_by_role("button", name="Start").click()
     page.get_by_text("You are heard.").wait_for()
@@ -114,6 +114,22 @@ def test_a_lost_line_is_made_again(serve: Serve, talking_page: Any) -> None:
         talking_page.get_by_text("You are heard.").wait_for(timeout=PLAYER_WAIT_S * 1000)
         assert until(lambda: pieces(server), PLAYER_WAIT_S)
         assert talking_page.evaluate("streams.length") == 1  # the person is not asked twice
+
+
+def test_where_the_session_is_gone_the_microphone_is_let_go(serve: Serve, talking_page: Any) -> None:
+    with serve() as server:
+        assert server.post("api/sessions", json={"name": "ada"}).ok
+        talk(talking_page, server, "?session=ada")
+        port = int(server.url.rstrip("/").rsplit(":", 1)[1])
+        assert server.stop() == 0
+        talking_page.get_by_text("The line to the server was lost").wait_for()
+    with serve(port=port) as server:  # which knows nothing of the session
+        talking_page.locator("#mic-text", has_text="There is no session “ada” here.").wait_for()
+        talking_page.locator("#veil", has_text="There is no session “ada” here.").wait_for()
+        assert talking_page.evaluate(OPEN) == 0
+        assert server.post("api/sessions", json={"name": "ada"}).ok
+        talking_page.locator("#pill", has_text="Paused").wait_for()
+        assert talking_page.locator("#veil").is_hidden()
 
 
 def test_unplugged_is_said(serve: Serve, talking_page: Any) -> None:

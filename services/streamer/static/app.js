@@ -27,7 +27,8 @@ const player = new Player(canvas, { session });
 const microphone = new Microphone({ session });
 window.mouthpiecePlayer = player; // for tests, and for people with the console open
 let status = null;
-let failures = 0; // polls in a row that got no answer
+let failures = 0; // polls in a row that got no answer, or were refused
+let refusal = ""; // the server's words for why it was
 let chosen = null; // source that was chosen here while the server does not know of it yet
 let soundWish = null; // whether the person wants sound; null: as is best for the source
 let said = null; // what the last action led to: {kind, text}
@@ -150,7 +151,7 @@ function showPill() {
   const pill = $("pill");
   if (failures) {
     pill.dataset.state = "lost";
-    setText($("pill-text"), "Reconnecting…");
+    setText($("pill-text"), refusal ? "Not connected" : "Reconnecting…");
   } else if (status) {
     pill.dataset.state = status.running ? "live" : "still";
     const late = status.latency_ms === null ? "" : ` · ${Math.round(status.latency_ms)} ms`;
@@ -161,6 +162,7 @@ function showPill() {
 function showVeil() {
   let text = busy;
   if (!text && microphone.state === "opening") text = microphone.text;
+  if (!text) text = refusal;
   if (!text && failures > 1) text = "The server does not answer. Reconnecting…";
   if (!text && status && status.face.state === "preparing") text = status.face.text || "Looking for the face…";
   $("veil").hidden = !text;
@@ -387,13 +389,25 @@ for (const kind of ["pointerup", "keyup"]) addEventListener(kind, applySound);
 player.addEventListener("sound", showSound);
 player.addEventListener("state", showSound);
 
+// Why the server does not want this page any more: its session is gone, or the token is another one.
+async function refusalOf(answer) {
+  if (answer.status >= 500) return "";
+  const told = await answer.json().catch(() => ({}));
+  return told.error || `The server refused this (${answer.status}).`;
+}
+
 async function poll() {
+  let words = "";
   try {
     const answer = await fetch(at("/api/status"), { cache: "no-store", signal: AbortSignal.timeout(4000) });
-    if (!answer.ok) throw new Error(String(answer.status));
+    if (!answer.ok) {
+      words = await refusalOf(answer);
+      throw new Error(String(answer.status));
+    }
     const next = await answer.json();
     const wasLost = failures > 0;
     failures = 0;
+    refusal = "";
     // A stream that ended cleanly raises no error in the browser; that nobody watches tells it too.
     const unwatched = !picture.hidden && next.viewers === 0 && Date.now() - pictureMs > 5000;
     if (wasLost || unwatched) {
@@ -403,6 +417,8 @@ async function poll() {
     show(next);
     applySound();
   } catch {
+    refusal = words;
+    if (refusal && microphone.on) microphone.fail(refusal);
     failures += 1;
     showPill();
     showVeil();
