@@ -132,6 +132,41 @@ def test_where_the_session_is_gone_the_microphone_is_let_go(serve: Serve, talkin
         assert talking_page.locator("#veil").is_hidden()
 
 
+def test_a_line_that_nobody_hears_is_made_again(serve: Serve, talking_page: Any) -> None:
+    with serve() as server:
+        talk(talking_page, server)
+        assert server.post("requests", data={"stop": "Stop"}).ok  # the stand-in tells nobody that it listens no more
+        assert until(lambda: server.calls().count(["push", True]) == 2, PLAYER_WAIT_S)
+        talking_page.get_by_text("You are heard.").wait_for()
+        so_far = len(pieces(server))
+        assert until(lambda: len(pieces(server)) > so_far, PLAYER_WAIT_S)
+        assert talking_page.evaluate("streams.length") == 1  # the person is not asked twice
+
+
+def test_a_microphone_that_gives_nothing_at_all_is_said(serve: Serve, talking_page: Any) -> None:
+    talking_page.add_init_script(
+        """window.AudioContext = class extends AudioContext {
+          constructor(options) { super(options); window.heard = this; }
+        };"""
+    )
+    complaints: list[str] = []
+    talking_page.on("pageerror", lambda error: complaints.append(str(error)))
+    with serve() as server:
+        talk(talking_page, server)
+        # As on a phone while a call comes in.
+        talking_page.evaluate(
+            """async () => {
+              Object.defineProperty(heard, "state", { configurable: true, get: () => "interrupted" });
+              heard.resume = async () => { throw new DOMException("", "InvalidStateError"); };
+              await heard.suspend();
+            }"""
+        )
+        talking_page.get_by_text("The microphone gives no sound.").wait_for()
+        talking_page.evaluate("() => { delete heard.state; delete heard.resume; return heard.resume(); }")
+        talking_page.get_by_text("You are heard.").wait_for()
+        assert complaints == []
+
+
 def test_unplugged_is_said(serve: Serve, talking_page: Any) -> None:
     with serve() as server:
         talk(talking_page, server)

@@ -13,6 +13,7 @@ const MAX_SOUND_S = 600;
 const SAMPLE_RATE_HZ = 16_000;
 const FLOOR_DB = -60;
 const BACK_TO_IMAGE = 3; // tries of the player that fail before the plain stream is shown
+const MOST_UNHEARD = 3; // polls for which the server may not know of this page's microphone
 const OWN = "browser"; // the source that is this browser's microphone
 
 const $ = (id) => document.getElementById(id);
@@ -396,6 +397,16 @@ async function refusalOf(answer) {
   return told.error || `The server refused this (${answer.status}).`;
 }
 
+// A microphone that is live here is what the session says; where it is not, its line is dead.
+let unheard = 0; // polls in a row
+function watchMicrophone() {
+  const lost = microphone.state === "live" && !(status.running && status.source === OWN);
+  unheard = lost ? unheard + 1 : 0;
+  if (unheard <= MOST_UNHEARD) return;
+  unheard = 0;
+  microphone.again();
+}
+
 async function poll() {
   let words = "";
   try {
@@ -416,6 +427,7 @@ async function poll() {
     }
     show(next);
     applySound();
+    watchMicrophone();
   } catch {
     refusal = words;
     if (refusal && microphone.on) microphone.fail(refusal);

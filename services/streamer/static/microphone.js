@@ -6,6 +6,8 @@ const RETRY_MS = [250, 500, 1000, 2000, 4000];
 const MOST_WAITING_S = 0.5; // sound that waits in the browser for a slow line; what comes then is not sent
 const QUIET_MS = 6000; // so long nothing at all was heard: say so
 const QUIET_DB = -75;
+const STILL_MS = 3000; // so long no piece came at all, not even of silence
+const WATCH_MS = 1000;
 const FLOOR_DB = -100;
 
 const LEVEL_FALL_DB = 1.5; // each piece, as level meters do
@@ -47,7 +49,6 @@ export class Microphone extends EventTarget {
     this.echoes = false; // whether loudspeakers here play what the microphone hears
     this.label = ""; // of the microphone in use
     this.levelDb = null;
-    this.dropped = 0; // pieces that a slow line did not take
     this.stream = null;
     this.context = null;
     this.socket = null;
@@ -114,7 +115,7 @@ export class Microphone extends EventTarget {
       this.fail(WORDS[error.name] || `The microphone cannot be used: ${error.message}`);
       return;
     }
-    if (turn === this.turn) this.connect(turn);
+    if (turn === this.turn) this.connect();
   }
 
   /** Tell whether loudspeakers here play the sound; an open microphone is opened anew, with or without its echo. */
@@ -151,13 +152,16 @@ export class Microphone extends EventTarget {
     };
     source.connect(node);
     context.addEventListener("statechange", () => {
-      if (turn === this.turn && context.state !== "running" && context.state !== "closed") context.resume();
+      // From "interrupted" (a call comes in) it comes back by itself; as long as it does not, watch() says so.
+      if (turn === this.turn && context.state === "suspended") context.resume().catch(() => {});
     });
     await context.resume();
-    this.loudMs = performance.now();
+    if (turn !== this.turn) return;
+    this.loudMs = this.pieceMs = performance.now();
+    this.timer = setInterval(() => this.watch(), WATCH_MS);
   }
 
-  connect(turn) {
+  connect() {
     const url = new URL("/ws/audio", location.href);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     url.searchParams.set("session", this.session);
@@ -166,27 +170,37 @@ export class Microphone extends EventTarget {
     this.ready = false;
     socket.binaryType = "arraybuffer";
     socket.addEventListener("open", () => {
+      if (socket !== this.socket) return;
       const { sampleRate } = this.context;
       socket.send(JSON.stringify({ type: "start", live: true, encoding: "pcm16", sample_rate: sampleRate, channels: 1 }));
     });
     socket.addEventListener("message", ({ data }) => {
-      if (turn !== this.turn || typeof data !== "string") return;
+      if (socket !== this.socket || typeof data !== "string") return;
       const told = JSON.parse(data);
       if (told.type === "ready") {
         this.ready = true;
         this.tries = 0;
         this.loudMs = performance.now();
+        this.silent = this.still = false;
         this.set("live", "");
       } else if (told.type === "closed" || told.type === "error") {
         this.last = told.text;
       }
     });
     socket.addEventListener("close", ({ code, reason }) => {
-      if (turn === this.turn) this.lost(code, reason, turn);
+      if (socket === this.socket) this.lost(code, reason);
     });
   }
 
-  lost(code, reason, turn) {
+  /** The server does not hear what is sent: give the line up and make another one. */
+  again() {
+    const old = this.socket;
+    this.socket = null;
+    old.close(1000);
+    this.lost(1006, "");
+  }
+
+  lost(code, reason) {
     this.ready = false;
     const why = this.last || reason;
     this.last = "";
@@ -198,14 +212,24 @@ export class Microphone extends EventTarget {
       this.set("waiting", "The line to the server was lost. Connecting again…");
       const waitMs = RETRY_MS[Math.min(this.tries, RETRY_MS.length - 1)];
       this.tries += 1;
-      this.retry = setTimeout(() => this.connect(turn), waitMs);
+      this.retry = setTimeout(() => this.connect(), waitMs);
     }
+  }
+
+  // Pieces come at a steady rate, in silence too.
+  watch() {
+    if (this.state !== "live" || this.still || performance.now() - this.pieceMs < STILL_MS) return;
+    this.still = true;
+    this.say("The microphone gives no sound.");
   }
 
   take({ pcm, power }) {
     const db = Math.max(FLOOR_DB, 10 * Math.log10(power + 1e-10));
     this.levelDb = this.levelDb === null ? db : Math.max(db, this.levelDb - LEVEL_FALL_DB);
     const nowMs = performance.now();
+    this.pieceMs = nowMs;
+    if (this.still) this.say("");
+    this.still = false;
     if (db > QUIET_DB) {
       this.loudMs = nowMs;
       if (this.silent) this.say("");
@@ -215,11 +239,7 @@ export class Microphone extends EventTarget {
       this.say("Nothing is heard. Is the right microphone chosen, and is it switched on?");
     }
     if (!this.ready) return;
-    if (this.socket.bufferedAmount > 2 * MOST_WAITING_S * this.context.sampleRate) {
-      this.dropped += 1;
-      return;
-    }
-    this.socket.send(pcm);
+    if (this.socket.bufferedAmount <= 2 * MOST_WAITING_S * this.context.sampleRate) this.socket.send(pcm);
   }
 
   /** Close everything; the browser's sign that it listens goes out. */
@@ -241,6 +261,7 @@ export class Microphone extends EventTarget {
   release() {
     this.turn += 1;
     clearTimeout(this.retry);
+    clearInterval(this.timer);
     if (this.stream) this.stream.getTracks().forEach((track) => track.stop());
     if (this.context && this.context.state !== "closed") this.context.close();
     if (this.socket) this.socket.close(1000);
@@ -250,6 +271,7 @@ export class Microphone extends EventTarget {
     this.ready = false;
     this.tries = 0;
     this.silent = false;
+    this.still = false;
     this.levelDb = null;
     this.label = "";
   }
