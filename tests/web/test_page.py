@@ -257,6 +257,27 @@ def test_without_web_sockets_the_plain_stream_is_shown(serve: Serve, page: Page)
         assert page.page.locator("#picture").is_visible()
 
 
+def test_a_player_at_the_end_of_a_dead_line_connects_again(serve: Serve, page: Page) -> None:
+    with serve() as server:
+        with page.page.expect_websocket() as opened:
+            web = page.open(server.url)
+        opened.value.wait_for_event("framesent", lambda data: '"here"' in str(data))
+        web.evaluate(
+            """() => {
+                const player = mouthpiecePlayer;
+                const dead = player.socket;
+                for (const name of ["hear", "receive"]) {
+                    const does = player[name];
+                    player[name] = (what) => { if (player.socket !== dead) does.call(player, what); };
+                }
+            }"""
+        )
+        assert server.post("requests", data={"start": "Start"}).ok
+        page.until("mouthpiecePlayer.stats().reconnects === 1")
+        page.until("mouthpiecePlayer.running && mouthpiecePlayer.hasPicture")
+        assert page.complaints == []
+
+
 def test_a_page_acts_on_its_session(serve: Serve, page: Page) -> None:
     with serve() as server:
         assert server.post("api/sessions", json={"name": "ada"}).ok

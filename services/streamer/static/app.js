@@ -14,6 +14,7 @@ const SAMPLE_RATE_HZ = 16_000;
 const FLOOR_DB = -60;
 const BACK_TO_IMAGE = 3; // tries of the player that fail before the plain stream is shown
 const MOST_UNHEARD = 3; // polls for which the server may not know of this page's microphone
+const MOST_BEHIND = 5; // polls for which the player may not know of the server's time line
 const OWN = "browser"; // the source that is this browser's microphone
 
 const $ = (id) => document.getElementById(id);
@@ -407,6 +408,15 @@ function watchMicrophone() {
   microphone.again();
 }
 
+// A player that was not told of a time line that everybody knows is at the end of a dead line.
+let behind = 0; // polls in a row
+function watchPlayer() {
+  behind = player.connected && status.epoch > player.epoch ? behind + 1 : 0;
+  if (behind < MOST_BEHIND) return;
+  behind = 0;
+  player.reconnect();
+}
+
 async function poll() {
   let words = "";
   try {
@@ -428,6 +438,7 @@ async function poll() {
     show(next);
     applySound();
     watchMicrophone();
+    watchPlayer();
   } catch {
     refusal = words;
     if (refusal && microphone.on) microphone.fail(refusal);

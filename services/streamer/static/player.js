@@ -558,7 +558,10 @@ export class Player extends EventTarget {
     this.ownDelay = this.lateFrames.length ? percentile(this.lateFrames, 0.95) : null;
     this.skews = [];
     this.lateFrames = [];
-    if (this.skew === null) return;
+    if (this.skew === null) {
+      this.say({ type: "here" }); // where nothing comes, only what is sent shows that the line is dead
+      return;
+    }
     const { epoch, sample, skewMs, drawn, dropped, underruns, bufferedMs } = this.stats();
     this.say({ type: "report", epoch, sample, skew_ms: skewMs, drawn, dropped, underruns, buffered_ms: bufferedMs });
   }
