@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from services.streamer.connections import BODY_S
 from tests.web.conftest import until
 from tests.web.standin import drawing
 
@@ -174,6 +175,23 @@ def test_own_sound_file_is_spoken(serve: Serve, page: Page) -> None:
         choose.set_input_files({"name": "broken.mp3", "mimeType": "audio/mpeg", "buffer": b"no sound at all"})
         web.get_by_text("This browser cannot read the sound in “broken.mp3”").wait_for()
         assert page.complaints == []
+
+
+def test_a_line_too_slow_for_the_file_is_said(serve: Serve, page: Page) -> None:
+    page.page.add_init_script(
+        """const after = AbortSignal.timeout.bind(AbortSignal);
+        AbortSignal.timeout = (ms) => {
+            window.mostMs = Math.max(window.mostMs ?? 0, ms);
+            return after(ms > 60_000 ? 200 : ms);
+        };"""
+    )
+    page.page.route("**/upload", lambda _route: None)  # nothing comes back
+    with serve() as server:
+        web = page.open(server.url)
+        give(web, "drop", photo(), "me.jpg", "image/jpeg")
+        web.get_by_text("Sending took too long.").wait_for()
+        assert web.evaluate("mostMs") > 1000 * BODY_S  # the server gives up first, and says so
+        assert web.locator("#veil").is_hidden()
 
 
 def test_keyboard_alone_is_enough(serve: Serve, page: Page) -> None:

@@ -6,7 +6,7 @@ import { RecordingList } from "./recordings.js";
 const POLL_MS = 500;
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 const ANSWER_MS = 10_000; // longest wait for an answer
-const SEND_MS = 60_000; // longest wait while a file goes over the line
+const SEND_MS = 130_000; // longest wait while a file goes over the line: a little more than the server takes
 const MAX_PHOTO_BYTES = 10 * 1024 * 1024;
 const MAX_SOUND_BYTES = 200 * 1024 * 1024;
 const MAX_SOUND_S = 600;
@@ -81,7 +81,10 @@ async function send(method, path, { body, limitMs = ANSWER_MS, type } = {}) {
   let answer;
   try {
     answer = await fetch(path, { method, body, headers, cache: "no-store", signal: AbortSignal.timeout(limitMs) });
-  } catch {
+  } catch (error) {
+    if (error.name === "TimeoutError" && limitMs === SEND_MS) {
+      throw new Error("Sending took too long. Try a smaller file, or a better line.");
+    }
     throw new Error("The server does not answer. Check that it runs, then try again.");
   }
   const told = await answer.json().catch(() => ({}));
