@@ -154,9 +154,24 @@ class TestToken:
         assert answer.headers["Location"] == "/?a=b"
         cookie = answer.headers["Set-Cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=Strict" in cookie
+        assert "SameSite=Lax" in cookie
         pair = cookie.split(";", 1)[0]
         assert web.get("/", headers={**headers, "Cookie": pair}).status_code == 200
+
+    @pytest.mark.parametrize("site", ["cross-site", "same-site"])
+    def test_with_the_cookie_a_foreign_page_still_only_links(self, site: str) -> None:
+        control, web = client(token=self.TOKEN)
+        opened = web.get("/", query_string={"token": self.TOKEN}, headers={"Host": GOOD, "Accept": "text/html"})
+        pair = opened.headers["Set-Cookie"].split(";", 1)[0]
+        headers = {"Host": GOOD, "Cookie": pair, "Sec-Fetch-Site": site}
+        linked = {**headers, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+        assert web.get("/", headers=linked).status_code == 200
+        foreign = {**linked, "Origin": "http://evil.example"}
+        assert web.post("/requests", data={"start": "Start"}, headers=foreign).status_code == 403
+        assert web.post("/requests", data={"start": "Start"}, headers=linked).status_code == 403
+        assert web.get("/ws/audio", headers={**headers, **UPGRADE, "Origin": "http://evil.example"}).status_code == 403
+        assert web.get("/snapshot.jpg", headers={**headers, "Sec-Fetch-Mode": "no-cors"}).status_code == 403
+        assert control.session().calls == []
 
     def test_scripts_send_a_header_and_players_the_link(self) -> None:
         _, web = client(token=self.TOKEN)

@@ -8,6 +8,7 @@ import io
 import wave
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -144,6 +145,17 @@ def test_a_photo_comes_in_by_button_drop_and_paste(serve: Serve, page: Page) -> 
         page.until("document.querySelectorAll('.chip')[2].getAttribute('aria-pressed') === 'true'")
         assert server.calls()[-1] == ["face", 2]
         assert page.complaints == []
+
+
+def test_a_link_with_the_token_in_a_foreign_page_opens_ours(serve: Serve, page: Page) -> None:
+    token = "a long secret of a test"  # noqa: S105
+    with serve(f"token={token}") as server:
+        mail = f'<a href="{server.url}?token={quote(token)}">Have a look</a>'
+        page.page.route("http://mail.example/", lambda route: route.fulfill(body=mail, content_type="text/html"))
+        page.page.goto("http://mail.example/")
+        page.page.get_by_role("link", name="Have a look").click(no_wait_after=True)
+        page.page.wait_for_url(server.url, wait_until="commit")
+        page.until(SEEN)
 
 
 def test_words_of_the_server_are_shown(serve: Serve, page: Page) -> None:
