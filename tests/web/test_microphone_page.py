@@ -188,6 +188,24 @@ def test_whoever_talks_next_takes_over(serve: Serve, talking_page: Any) -> None:
         assert until(lambda: talking_page.evaluate(OPEN) == 0, PLAYER_WAIT_S)
 
 
+def test_arrow_keys_pass_over_a_voice_without_using_it(serve: Serve, talking_page: Any) -> None:
+    with serve("run=1") as server:
+        talking_page.goto(server.url, wait_until="domcontentloaded")
+        talking_page.locator("#pill", has_text="Live").wait_for()
+        talking_page.focus("input[value=demo]")
+        for key in ("ArrowUp", "ArrowUp", "ArrowDown", "ArrowUp"):
+            talking_page.keyboard.press(key)
+        assert talking_page.evaluate("document.activeElement.value") == "browser"
+        talking_page.get_by_role("button", name="Talk from here").wait_for()
+        assert talking_page.evaluate("streams.length") == 0
+        talking_page.keyboard.press("ArrowDown")
+        talking_page.keyboard.press("ArrowDown")
+        assert until(lambda: ["source", "demo"] in server.calls(), PLAYER_WAIT_S)  # where the keys stay
+        assert ["source", "mic"] not in server.calls()
+        talking_page.get_by_role("radio", name="My microphone").check()  # by a click it talks at once
+        talking_page.get_by_text("You are heard.").wait_for()
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

@@ -14,6 +14,7 @@ const SAMPLE_RATE_HZ = 16_000;
 const FLOOR_DB = -60;
 const BACK_TO_IMAGE = 3; // tries of the player that fail before the plain stream is shown
 const MOST_UNHEARD = 3; // polls for which the server may not know of this page's microphone
+const CHOICE_MS = 600; // so long a voice that was come upon by an arrow key must stay chosen
 const MOST_BEHIND = 5; // polls for which the player may not know of the server's time line
 const OWN = "browser"; // the source that is this browser's microphone
 
@@ -513,18 +514,29 @@ $("faces").addEventListener("submit", (event) => {
   act(() => ask("/face", formOf({ index: event.submitter.value })));
 });
 
+// Arrow keys choose each voice that they pass: what is passed shall neither open a microphone nor reach the server.
+let byArrow = false;
+let choiceTimer = 0;
+$("source-form").addEventListener("keydown", (event) => { byArrow = event.key.startsWith("Arrow"); });
+for (const kind of ["keyup", "pointerdown"]) $("source-form").addEventListener(kind, () => { byArrow = false; });
+
 $("source-form").addEventListener("change", (event) => {
   const { value } = event.target;
-  const was = source();
-  if (value !== was) soundWish = null; // what was wished was for another voice
-  if (microphone.on && value !== OWN) microphone.stop();
+  if (value !== source()) soundWish = null; // what was wished was for another voice
   chosen = status && status.source === value ? null : value;
+  clearTimeout(choiceTimer);
+  if (byArrow) choiceTimer = setTimeout(() => { if (source() === value) useVoice(value); }, CHOICE_MS);
+  else useVoice(value);
   if (value === OWN) {
     showDevices();
-    if (status && status.running) talk(); // it talks already: from here on with this voice
+    if (!byArrow && status && status.running && !microphone.on) talk(); // it talks already: from here on with this voice
   }
   if (status) showSources();
   applySound();
+});
+
+function useVoice(value) {
+  if (microphone.on && value !== OWN) microphone.stop();
   if (value === OWN || value === "network") return; // the server learns of these when there is sound
   act(async () => {
     try {
@@ -533,7 +545,7 @@ $("source-form").addEventListener("change", (event) => {
       if (chosen === value) chosen = null;
     }
   });
-});
+}
 
 function upload(file) {
   if (file.size > MAX_PHOTO_BYTES) {
