@@ -340,6 +340,14 @@ def test_recordings_are_made_listed_and_deleted(serve: Serve, page: Page) -> Non
         assert page.complaints == []
 
 
+def test_recordings_are_there_though_the_first_look_at_them_failed(serve: Serve, page: Page) -> None:
+    page.page.route("**/recordings", lambda route: route.abort(), times=1)
+    with serve("run=1") as server:
+        web = page.open(server.url)
+        web.get_by_role("button", name="Record", exact=True).click()
+        web.get_by_text("being made").wait_for()
+
+
 @pytest.mark.parametrize(
     ("asked", "colour"),
     [

@@ -42,6 +42,8 @@ export class RecordingList {
     this.listed = [];
     this.beganMs = 0; // of the one that is made, by this machine's clock
     this.busy = false;
+    this.loading = false;
+    this.loaded = false; // whether the server gave the list when it was asked last
     $("record").addEventListener("click", () => this.toggle());
     setInterval(() => this.showButton(), 250);
     this.load();
@@ -49,7 +51,8 @@ export class RecordingList {
 
   /** The server's word of which one is being made. */
   told(current) {
-    if (current !== this.current && !this.busy) {
+    if (this.busy || this.loading) return;
+    if (current !== this.current || !this.loaded) {
       this.current = current;
       this.load();
     }
@@ -73,6 +76,7 @@ export class RecordingList {
 
   async load() {
     clearTimeout(this.timer);
+    this.loading = true;
     try {
       const { current, recordings } = await this.ask("GET", this.path);
       $("record").hidden = false;
@@ -80,9 +84,11 @@ export class RecordingList {
       const made = recordings.find(({ id }) => id === current);
       if (made) this.beganMs = performance.now() - made.seconds * 1000;
       this.show(recordings);
+      this.loaded = true;
     } catch {
-      // The page's own polling tells when the server is gone.
+      this.loaded = false; // the page's own polling tells when the server is gone, and when it is back
     }
+    this.loading = false;
     this.showButton();
     if (this.current) this.timer = setTimeout(() => this.load(), POLL_MS);
   }
