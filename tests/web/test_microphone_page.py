@@ -186,6 +186,8 @@ def test_whoever_talks_next_takes_over(serve: Serve, talking_page: Any) -> None:
         other.get_by_text("You are heard.").wait_for()
         talking_page.get_by_text("Another connection speaks for this session now.").wait_for()
         assert until(lambda: talking_page.evaluate(OPEN) == 0, PLAYER_WAIT_S)
+        other.get_by_role("button", name="Stop").click()
+        talking_page.get_by_text("Press Start and talk.").wait_for()  # nobody speaks for it any more
 
 
 def test_arrow_keys_pass_over_a_voice_without_using_it(serve: Serve, talking_page: Any) -> None:

@@ -182,11 +182,23 @@ def test_own_sound_file_is_spoken(serve: Serve, page: Page) -> None:
         web.get_by_role("radio", name="A sound file").check()
         choose = web.locator("#sound")
         choose.set_input_files({"name": "talk.wav", "mimeType": "audio/wav", "buffer": sound(1.5)})
-        web.get_by_text("Speaking “talk.wav” (2 s).").wait_for()
+        spoken = web.get_by_text("Speaking “talk.wav” (2 s).")
+        spoken.wait_for()
+        spoken.wait_for(state="detached")
         assert server.calls() == [["speak", 24_000]]
         choose.set_input_files({"name": "broken.mp3", "mimeType": "audio/mpeg", "buffer": b"no sound at all"})
         web.get_by_text("This browser cannot read the sound in “broken.mp3”").wait_for()
         assert page.complaints == []
+
+
+def test_that_the_server_did_not_answer_is_said_until_it_does(serve: Serve, page: Page) -> None:
+    page.page.route("**/requests", lambda route: route.abort(), times=1)
+    with serve() as server:
+        web = page.open(server.url)
+        web.get_by_role("button", name="Start").click()
+        words = web.get_by_text("The server does not answer. Check that it runs")
+        words.wait_for()
+        words.wait_for(state="detached")
 
 
 def test_a_line_too_slow_for_the_file_is_said(serve: Serve, page: Page) -> None:

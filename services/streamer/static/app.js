@@ -14,6 +14,8 @@ const SAMPLE_RATE_HZ = 16_000;
 const FLOOR_DB = -60;
 const BACK_TO_IMAGE = 3; // tries of the player that fail before the plain stream is shown
 const MOST_UNHEARD = 3; // polls for which the server may not know of this page's microphone
+const READ_MS = 5000; // time in which words can be read
+const NO_ANSWER = "The server does not answer. Check that it runs, then try again.";
 const CHOICE_MS = 600; // so long a voice that was come upon by an arrow key must stay chosen
 const MOST_BEHIND = 5; // polls for which the player may not know of the server's time line
 const OWN = "browser"; // the source that is this browser's microphone
@@ -34,7 +36,7 @@ let failures = 0; // polls in a row that got no answer, or were refused
 let refusal = ""; // the server's words for why it was
 let chosen = null; // source that was chosen here while the server does not know of it yet
 let soundWish = null; // whether the person wants sound; null: as is best for the source
-let said = null; // what the last action led to: {kind, text}
+let said = null; // what the last action led to: {kind, text, endMs}
 let busy = ""; // what is being sent, in words
 
 // ---- words ------------------------------------------------------------------------------------------------------
@@ -43,15 +45,22 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text; // screen readers repeat what is written again
 }
 
-function say(kind, text) {
-  said = text ? { kind, text } : null;
+function say(kind, text, keptMs = text === NO_ANSWER ? READ_MS : Infinity) {
+  said = text ? { kind, text, endMs: performance.now() + keptMs } : null;
   showMessages();
+}
+
+// Words that were true when they were said, and are no more, go when they could be read.
+function forgetOldWords() {
+  const nowMs = performance.now();
+  if (said && nowMs > said.endMs) said = null;
+  if (microphone.state === "off" && !status.running && nowMs > microphone.saidMs + READ_MS) microphone.text = "";
 }
 
 let shownMessages = "";
 function showMessages() {
   const messages = [];
-  if (said) messages.push(said);
+  if (said) messages.push({ kind: said.kind, text: said.text });
   for (const text of (status && status.notices) || []) messages.push({ kind: "notice", text });
   const key = JSON.stringify(messages);
   if (key === shownMessages) return;
@@ -86,7 +95,7 @@ async function send(method, path, { body, limitMs = ANSWER_MS, type } = {}) {
     if (error.name === "TimeoutError" && limitMs === SEND_MS) {
       throw new Error("Sending took too long. Try a smaller file, or a better line.");
     }
-    throw new Error("The server does not answer. Check that it runs, then try again.");
+    throw new Error(NO_ANSWER);
   }
   const told = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(told.error || `The server refused this (${answer.status}).`);
@@ -115,6 +124,7 @@ async function act(doing) {
 function show(next) {
   status = next;
   const { face } = status;
+  forgetOldWords();
   if (chosen === status.source) chosen = null;
   // Whoever looks from elsewhere has no use for a microphone where the server stands.
   const farMic = status.source === "mic" && (!isLocal || !status.sources.some(({ id, available }) => id === "mic" && available));
@@ -617,7 +627,7 @@ function speak(file) {
     if (microphone.on) microphone.stop();
     const { seconds } = await ask("/speak", wav(samples), SEND_MS, "audio/wav");
     chosen = null;
-    say("done", `Speaking “${file.name}” (${Math.round(seconds)} s).`);
+    say("done", `Speaking “${file.name}” (${Math.round(seconds)} s).`, Math.max(READ_MS, 1000 * seconds));
   });
 }
 

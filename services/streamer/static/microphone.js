@@ -45,6 +45,7 @@ export class Microphone extends EventTarget {
     this.session = session;
     this.state = "off";
     this.text = "";
+    this.saidMs = 0; // when it was said
     this.device = "";
     this.echoes = false; // whether loudspeakers here play what the microphone hears
     this.label = ""; // of the microphone in use
@@ -283,6 +284,7 @@ export class Microphone extends EventTarget {
 
   say(text) {
     this.text = text;
+    this.saidMs = performance.now();
     this.changed();
   }
 
