@@ -159,8 +159,8 @@ class Guard:
             return None
         rest = [(key, value) for key, value in request.args.items(multi=True) if key != "token"]
         answer = redirect(request.path + ("?" + urlencode(rest) if rest else ""), HTTPStatus.SEE_OTHER)
-        # Not Strict: behind a link in web mail the browser would not send it along with this redirect. What Lax sends it
-        # with, a link that is followed, changes nothing here; posts and sockets are judged by their origin.
+        # Not Strict: behind a link in web mail the browser would not send it along with this redirect. That Lax lets it
+        # go with links changes nothing, as no link does; posts and sockets are judged by their origin.
         answer.set_cookie(COOKIE, self.token, httponly=True, samesite="Lax", secure=request.is_secure)
         return answer
 

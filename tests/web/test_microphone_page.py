@@ -253,7 +253,8 @@ def test_the_next_try_does_without_a_microphone_that_is_gone(serve: Serve, talki
     talking_page.add_init_script(
         """const ask = navigator.mediaDevices.getUserMedia;
         navigator.mediaDevices.getUserMedia = async (wanted) => {
-          if (window.gone && wanted.audio.deviceId?.exact === window.gone) throw new DOMException("", "OverconstrainedError");
+          const { exact } = wanted.audio.deviceId ?? {};
+          if (exact && exact === window.gone) throw new DOMException("", "OverconstrainedError");
           return ask(wanted);
         };"""
     )
