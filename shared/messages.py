@@ -81,6 +81,10 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     KIND: ClassVar[str] = ""
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {}
 
+    def misfit(self) -> str:
+        """What in it does not fit together, although each part is within its own limits; empty when all fits."""
+        return ""
+
 
 class Audio(Message, frozen=True):
     """A piece of sound, 20 ms as audio_capture sends it."""
@@ -206,7 +210,7 @@ class Refusal(Message, frozen=True):
 
 
 class Face(Message, frozen=True):
-    """A prepared face."""
+    """A prepared face. The mask lies within the photo, and `index` is one of the boxes."""
 
     KIND: ClassVar[str] = "face"
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
@@ -231,6 +235,16 @@ class Face(Message, frozen=True):
     mask: np.ndarray
     boxes: np.ndarray
 
+    def misfit(self) -> str:
+        """Say what does not fit together."""
+        height, width = self.photo.shape[:2]
+        bottom, right = self.mask_y + self.mask.shape[0], self.mask_x + self.mask.shape[1]
+        if min(self.mask_x, self.mask_y) < 0 or bottom > height or right > width:
+            return f"mask from ({self.mask_x}, {self.mask_y}) to ({right}, {bottom}), the photo has {width} x {height}"
+        if self.index >= len(self.boxes):
+            return f"index {self.index} of {len(self.boxes)} boxes"
+        return ""
+
 
 class FaceProblem(Message, frozen=True):
     """No face could be made of a photo."""
@@ -246,7 +260,7 @@ class FaceProblem(Message, frozen=True):
 
 
 class Patch(Message, frozen=True):
-    """The moving part of one frame."""
+    """The moving part of one frame. Image and mask are of one height and width."""
 
     KIND: ClassVar[str] = "patch"
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
@@ -276,6 +290,11 @@ class Patch(Message, frozen=True):
     """time in the engine, ms"""
     image: np.ndarray
     mask: np.ndarray
+
+    def misfit(self) -> str:
+        """Say what does not fit together."""
+        image, mask = self.image.shape[:2], self.mask.shape
+        return "" if image == mask else f"mask of shape {mask}, the image has {image}"
 
 
 class SessionState(Message, frozen=True):
@@ -411,7 +430,7 @@ def pack(message: Message) -> list[bytes | memoryview]:
         the msgpack header, then one frame for each array.
 
     Raises:
-        MessageError: an array has the wrong type or shape.
+        MessageError: an array has the wrong type or shape, or parts do not fit together.
     """
     kind = type(message)
     header: dict[str, Any] = {
@@ -426,6 +445,7 @@ def pack(message: Message) -> list[bytes | memoryview]:
             raise MessageError(f"{kind.KIND}.{name}: {problem}")
         shapes[name] = array.shape
         frames.append(np.ascontiguousarray(array).data.cast("B"))
+    _refuse_misfit(message)
     header |= {"kind": kind.KIND, "v": VERSION, "arrays": shapes}
     return [msgpack.packb(header), *frames]
 
@@ -472,9 +492,17 @@ def unpack(frames: Sequence[bytes], allowed: Sequence[type[Message]]) -> Message
     for (array_name, spec), frame in zip(kind.ARRAYS.items(), frames[1:], strict=True):
         header[array_name] = _array(f"{kind.KIND}.{array_name}", frame, shapes[array_name], spec)
     try:
-        return msgspec.convert(header, kind)
+        message = msgspec.convert(header, kind)
     except msgspec.ValidationError as error:
         raise MessageError(f"{kind.KIND}: {error}") from error
+    _refuse_misfit(message)
+    return message
+
+
+def _refuse_misfit(message: Message) -> None:
+    problem = message.misfit()
+    if problem:
+        raise MessageError(f"{message.KIND}: {problem}")
 
 
 def _array(name: str, frame: bytes, shape: object, spec: ArraySpec) -> npt.NDArray[Any]:

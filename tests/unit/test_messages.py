@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 import msgspec
 import numpy as np
@@ -78,6 +80,35 @@ def test_a_wrong_array_is_refused_by_the_sender():
     audio = msgspec.structs.replace(EXAMPLES["audio"], pcm=np.zeros((2, 160), np.int16))
     with pytest.raises(MessageError, match="shape"):
         pack(audio)
+
+
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("patch", {"mask": zeros(4, 4)}, "mask"),
+        ("patch", {"mask": zeros(30, 20)}, "mask"),
+        ("patch", {"image": zeros(21, 30, 3)}, "mask"),
+        ("face", {"mask": zeros(20, 41)}, "mask"),
+        ("face", {"mask": zeros(45, 20)}, "mask"),
+        ("face", {"mask_x": -1}, "mask"),
+        ("face", {"mask_y": -1}, "mask"),
+        ("face", {"photo": zeros(40, 27, 3)}, "mask"),
+        ("face", {"index": 1}, "boxes"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused_by_both_sides(kind: str, changes: dict[str, Any], words: str):
+    message = msgspec.structs.replace(EXAMPLES[kind], **changes)
+    with pytest.raises(MessageError, match=words):
+        pack(message)
+    header = {name: getattr(message, name) for name in message.__struct_fields__ if name not in message.ARRAYS}
+    arrays = {name: getattr(message, name) for name in message.ARRAYS}
+    header |= {"kind": kind, "v": VERSION, "arrays": {name: array.shape for name, array in arrays.items()}}
+    with pytest.raises(MessageError, match=words):
+        unpack([msgpack.packb(header), *(array.tobytes() for array in arrays.values())], ALL)
 
 
 def mended(kind: str, **changes: object) -> list[bytes]:
