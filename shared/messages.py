@@ -169,7 +169,7 @@ class Work(Message, frozen=True):
 
 
 class Credit(Message, frozen=True):
-    """A worker says what it is and how much it may still be given."""
+    """A worker says what it is and how much it may still be given. Its window is no wider than what `Work` can hold."""
 
     KIND: ClassVar[str] = "credit"
 
@@ -197,6 +197,11 @@ class Credit(Message, frozen=True):
     """SHA-256 over the files of its model; work goes to workers with the hub's model only"""
     window_ms: Annotated[float, msgspec.Meta(ge=0.0, le=60_000.0)] = 0.0
     """what one window takes it, median of the last ones; 0 before the first"""
+
+    def misfit(self) -> str:
+        """Say what does not fit together."""
+        wide, (_, most) = self.back + self.ahead, Work.ARRAYS["mel"].shape[1]
+        return f"back and ahead are {wide} mel frames, at most {most}" if wide > most else ""
 
 
 class Refusal(Message, frozen=True):

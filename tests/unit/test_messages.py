@@ -111,6 +111,23 @@ def test_arrays_that_do_not_belong_together_are_refused_by_both_sides(kind: str,
         unpack([msgpack.packb(header), *(array.tobytes() for array in arrays.values())], ALL)
 
 
+@pytest.mark.parametrize(
+    ("back", "ahead", "fits"), [(88, 7, True), (0, 16, True), (56, 200, True), (57, 200, False), (200, 57, False)]
+)
+def test_nobody_may_ask_for_a_window_that_no_work_can_hold(back: int, ahead: int, fits: bool):
+    credit = msgspec.structs.replace(EXAMPLES["credit"], back=back, ahead=ahead)
+    frames = mended("credit", back=back, ahead=ahead)
+    if not fits:
+        with pytest.raises(MessageError, match="257"):
+            pack(credit)
+        with pytest.raises(MessageError, match="257"):
+            unpack(frames, ALL)
+        return
+    assert unpack(frames_of(credit), ALL) == unpack(frames, ALL) == credit
+    mel = np.zeros((80, back + ahead), np.float32)
+    assert unpack(frames_of(msgspec.structs.replace(EXAMPLES["work"], mel=mel)), ALL)
+
+
 def mended(kind: str, **changes: object) -> list[bytes]:
     frames = frames_of(EXAMPLES[kind])
     header = msgpack.unpackb(frames[0])
