@@ -57,6 +57,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Pixels = Annotated[int, msgspec.Meta(ge=-(2**15), le=2**15)]
+Number = Annotated[float, msgspec.Meta(ge=-(2.0**62), le=2.0**62)]  # finite, and so are differences and rates of it
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
@@ -390,15 +391,15 @@ class Beat(Message, frozen=True):
     """which process of it, new at each start"""
     pid: Count
     """process id"""
-    uptime_s: Annotated[float, msgspec.Meta(ge=0)]
+    uptime_s: Annotated[float, msgspec.Meta(ge=0, le=2.0**62)]
     """time since its start, s"""
-    cpu_s: Annotated[float, msgspec.Meta(ge=0)]
+    cpu_s: Annotated[float, msgspec.Meta(ge=0, le=2.0**62)]
     """processor time used so far, s"""
     rss_bytes: Count
     """memory in use, bytes"""
-    counters: Annotated[dict[Name, float], msgspec.Meta(max_length=256)]
+    counters: Annotated[dict[Name, Number], msgspec.Meta(max_length=256)]
     """totals since the start, by name"""
-    gauges: Annotated[dict[Name, float], msgspec.Meta(max_length=256)]
+    gauges: Annotated[dict[Name, Number], msgspec.Meta(max_length=256)]
     """present values, by name"""
     info: Annotated[dict[Name, Text], msgspec.Meta(max_length=64)]
     """words for the status page"""

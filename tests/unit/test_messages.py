@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import inspect
 
 from shared.messages import KINDS, VERSION, Message, MessageError, pack, unpack
 from shared.topics import SERVICES, TOPICS
@@ -126,6 +127,29 @@ def test_nobody_may_ask_for_a_window_that_no_work_can_hold(back: int, ahead: int
     assert unpack(frames_of(credit), ALL) == unpack(frames, ALL) == credit
     mel = np.zeros((80, back + ahead), np.float32)
     assert unpack(frames_of(msgspec.structs.replace(EXAMPLES["work"], mel=mel)), ALL)
+
+
+def with_floats(kind: type[Message], value: float) -> dict[str, object]:
+    """Every field of a message that holds a float, with that value in it."""
+    made: dict[str, object] = {}
+    told = inspect.type_info(kind)
+    assert isinstance(told, inspect.StructType)
+    for field in told.fields:
+        match field.type:
+            case inspect.FloatType():
+                made[field.name] = value
+            case inspect.DictType(value_type=inspect.FloatType()):
+                made[field.name] = {"name": value}
+    return made
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e308, -1e308])
+def test_numbers_that_no_json_can_hold_or_that_overflow_are_refused_everywhere(value: float):
+    fields = [(kind.KIND, name, whole) for kind in ALL for name, whole in with_floats(kind, float(value)).items()]
+    assert {("work", "gain"), ("beat", "cpu_s"), ("beat", "counters")} <= {(kind, name) for kind, name, _ in fields}
+    for kind, name, whole in fields:
+        with pytest.raises(MessageError, match=name):
+            unpack(mended(kind, **{name: whole}), ALL)
 
 
 def mended(kind: str, **changes: object) -> list[bytes]:
