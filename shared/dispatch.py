@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from shared.messages import Credit
 
 __all__ = ["Assignment", "WorkerPool"]
+
+WINDOW: Final = ("back", "ahead", "shift", "in_silence")
+"""what of a credit says which windows its worker needs"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class WorkerPool:
     it reports again; when the worker has not been heard for `SILENCE_S`, likewise.
 
     All windows of a pool are made for one engine and one model: those of the hub where it has them, else those of the
-    worker that joined first. Who runs another one gets no work, and is told so (`refusals`).
+    worker that joined first; and of one kind, that of the first worker which runs them. Who runs another one, or needs
+    other windows, gets no work, and is told so (`refusals`): frames of two kinds in turn would flicker.
     """
 
     SILENCE_S: Final = 1.0
@@ -167,32 +173,51 @@ class WorkerPool:
 
     def refusals(self, now_s: float) -> Iterator[tuple[str, str]]:
         """Give the workers that have to be told that they get no work, and why: each once in `TOLD_EVERY_S`."""
-        engine, model = self._runs()
         for name, worker in self._workers.items():
-            credit = worker.credit
-            if credit is None or (credit.engine, credit.model) == (engine, model):
+            if worker.credit is None or now_s - worker.told_no_s < self.TOLD_EVERY_S:
                 continue
-            if now_s - worker.told_no_s < self.TOLD_EVERY_S:
+            why = self._misfit(worker.credit)
+            if not why:
                 continue
             if worker.told_no_s == float("-inf"):
                 self.counters["refused"] += 1
             worker.told_no_s = now_s
-            theirs, ours = f"{credit.engine} {credit.model or 'unknown'}", f"{engine} {model or 'unknown'}"
-            yield name, f"worker {name} gets no work: its model is {theirs}, the hub's is {ours}"
+            yield name, f"worker {name} gets no work: {why}"
 
-    def _runs(self) -> tuple[str, str]:
-        """Engine and model of the pool."""
-        if self._model:
-            return self._engine, self._model
-        able = [worker for worker in self._workers.values() if worker.credit is not None]
-        first = min(able, key=lambda w: w.joined_s).credit if able else None
-        return (first.engine, first.model) if first is not None else ("", "")
+    def _misfit(self, credit: Credit) -> str:
+        """Why a worker gets no work; empty when it fits."""
+        first = self._first()
+        engine, model = (self._engine, self._model) if first is None else (first.engine, first.model)
+        if (credit.engine, credit.model) != (engine, model):
+            theirs, ours = f"{credit.engine} {credit.model or 'unknown'}", f"{engine} {model or 'unknown'}"
+            return f"its model is {theirs}, the hub's is {ours}"
+        if first is None or _runs(credit) == _runs(first):
+            return ""
+        mine, its = msgspec.structs.asdict(credit), msgspec.structs.asdict(first)
+        differs = [f"{name} {mine[name]} instead of {its[name]}" for name in WINDOW if mine[name] != its[name]]
+        return (
+            f"its mel window has {', '.join(differs)} as that of {first.worker}, which was here first; "
+            "run one version with the same MOUTHPIECE_LIFE and MOUTHPIECE_ALIGNMENT on both"
+        )
+
+    def _first(self) -> Credit | None:
+        """What the pool runs: the account of the worker with the hub's model that joined first."""
+        able = [
+            (worker.joined_s, worker.credit)
+            for worker in self._workers.values()
+            if worker.credit is not None
+            and (not self._model or (worker.credit.engine, worker.credit.model) == (self._engine, self._model))
+        ]
+        return min(able, key=lambda pair: pair[0])[1] if able else None
 
     def _fitting(self) -> Iterator[tuple[str, _Worker]]:
         """Workers that said what they are and run what the pool runs."""
-        runs = self._runs()
+        first = self._first()
+        if first is None:
+            return
+        runs = _runs(first)
         for name, worker in self._workers.items():
-            if worker.credit is not None and (worker.credit.engine, worker.credit.model) == runs:
+            if worker.credit is not None and _runs(worker.credit) == runs:
                 yield name, worker
 
     def able(self) -> int:
@@ -225,3 +250,8 @@ class WorkerPool:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._workers)
+
+
+def _runs(credit: Credit) -> tuple[object, ...]:
+    """What has to be the same for all workers of a pool."""
+    return credit.engine, credit.model, credit.back, credit.ahead, credit.shift, credit.in_silence

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import msgspec
+import pytest
 
 from shared.dispatch import WorkerPool
 from shared.messages import Credit
@@ -169,6 +170,45 @@ def test_a_worker_with_another_model_is_told_so_and_gets_nothing():
     pool.leave("c")
     assert pool.engine() is None
     assert pool.free() == 0
+
+
+@pytest.mark.parametrize("hub", [("e", "11aa"), ("", "")])
+@pytest.mark.parametrize("other", [{"back": 24}, {"ahead": 7}, {"shift": -1}, {"in_silence": True}])
+def test_a_worker_whose_window_differs_from_the_first_ones_is_told_so_and_gets_nothing(
+    hub: tuple[str, str], other: dict[str, int | bool]
+):
+    pool = WorkerPool(*hub)
+    mine = credit("first", model="11aa")
+    for at_s, account in (
+        (0.0, mine),
+        (0.1, msgspec.structs.replace(mine, worker="odd", **other)),
+        (0.2, msgspec.structs.replace(mine, worker="same")),
+    ):
+        pool.join(account.worker, at_s)
+        pool.credit(account, at_s)
+    told = dict(pool.refusals(1.0))
+    assert told.keys() == {"odd"}
+    for name, value in other.items():
+        assert f"{name} {value} instead of {getattr(mine, name)}" in told["odd"]
+    assert "MOUTHPIECE_LIFE" in told["odd"]
+    workers = {given.worker for given in (pool.assign("f", 0.0, 9.0) for _ in range(6)) if given}
+    assert workers == {"first", "same"}
+    assert pool.able() == 2
+    pool.leave("same")
+    pool.leave("first")
+    assert pool.engine() == msgspec.structs.replace(mine, worker="odd", **other)
+    assert not list(pool.refusals(9.0))
+
+
+def test_a_worker_with_another_model_says_nothing_about_the_window():
+    pool = WorkerPool("e", "11aa")
+    for name, model in (("other", "22bb"), ("fits", "11aa")):
+        pool.join(name, 0.0)
+        pool.credit(msgspec.structs.replace(credit(name, model=model), back=8 * (name == "other")), 0.0)
+    assert dict(pool.refusals(1.0)).keys() == {"other"}
+    engine = pool.engine()
+    assert engine is not None
+    assert engine.worker == "fits"
 
 
 def test_a_worker_that_never_makes_it_is_no_trouble():
