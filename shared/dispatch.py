@@ -29,11 +29,11 @@ class Assignment:
 @dataclass
 class _Worker:
     joined_s: float
+    credit: Credit
+    heard_s: float
+    given_s: float
     told_no_s: float = float("-inf")
     """when it was last told that it gets no work"""
-    credit: Credit | None = None
-    heard_s: float = 0.0
-    given_s: float = 0.0
     next_seq: int = 0
     deadlines: dict[int, float] = field(default_factory=dict)
     """seq -> monotonic time by which it must be done"""
@@ -48,9 +48,10 @@ class _Worker:
 class WorkerPool:
     """Workers that joined, what each may still be given, and what each holds.
 
-    A worker counts from when its subscription is seen (`join`) and it has said what it is (`credit`). It is given at
-    most `capacity` windows at once. When a window is not done by its deadline the worker's credit is withdrawn until
-    it reports again; when the worker has not been heard for `SILENCE_S`, likewise.
+    A worker counts from when its subscription is seen (`listen`) and it has said what it is (`credit`): whoever only
+    subscribes takes nobody's place. It is given at most `capacity` windows at once. When a window is not done by its
+    deadline the worker's credit is withdrawn until it reports again; when the worker has not been heard for
+    `SILENCE_S`, likewise.
 
     All windows of a pool are made for one engine and one model: those of the hub where it has them, else those of the
     worker that joined first; and of one kind, that of the first worker which runs them. Who runs another one, or needs
@@ -77,14 +78,14 @@ class WorkerPool:
         """
         self._engine = engine
         self._model = model
+        self._listening: set[str] = set()
+        """whose subscriptions are there; the bus keeps as many"""
         self._workers: dict[str, _Worker] = {}
         self.counters: Counter[str] = Counter()
 
-    def join(self, worker: str, now_s: float) -> None:
-        """Its subscription is there."""
-        if worker not in self._workers and len(self._workers) < self.MOST_WORKERS:
-            self._workers[worker] = _Worker(joined_s=now_s, given_s=now_s)
-            self.counters["joined"] += 1
+    def listen(self, worker: str) -> None:
+        """Its subscription is there: with its next credit it joins."""
+        self._listening.add(worker)
 
     def leave(self, worker: str) -> list[int]:
         """Its subscription ended.
@@ -92,6 +93,7 @@ class WorkerPool:
         Returns:
             running numbers of the windows that it held; they can be given to another one.
         """
+        self._listening.discard(worker)
         gone = self._workers.pop(worker, None)
         if gone is None:
             return []
@@ -103,7 +105,10 @@ class WorkerPool:
         """It says what it is and how far it came."""
         worker = self._workers.get(credit.worker)
         if worker is None:
-            return  # its subscription is not here yet; it says so again within a fraction of a second
+            if credit.worker not in self._listening or len(self._workers) >= self.MOST_WORKERS:
+                return  # its subscription is not here yet, or gone; it says so again within a fraction of a second
+            worker = self._workers[credit.worker] = _Worker(now_s, credit, now_s, now_s)
+            self.counters["joined"] += 1
         worker.credit = credit
         worker.heard_s = now_s
         done = credit.done if credit.done < worker.next_seq else -1  # else it tells of a time before it joined
@@ -122,7 +127,7 @@ class WorkerPool:
     def expire(self, now_s: float) -> None:
         """Withdraw the credit of workers that missed a deadline or fell silent."""
         for worker in self._workers.values():
-            if worker.credit is None or worker.suspended:
+            if worker.suspended:
                 continue
             late = sum(deadline <= now_s for deadline in worker.deadlines.values())
             if late or now_s - worker.heard_s > self.SILENCE_S:
@@ -141,12 +146,12 @@ class WorkerPool:
             the assignment, or None when no worker has credit.
         """
         able = list(self._fitting())
-        holders = [(name, worker) for name, worker in able if worker.credit is not None and face in worker.credit.faces]
+        holders = [(name, worker) for name, worker in able if face in worker.credit.faces]
         best: tuple[float, int, float] | None = None
         chosen = ""
         for name, worker in holders or able:
             credit = worker.credit
-            if credit is None or worker.suspended:
+            if worker.suspended:
                 continue
             held = len(worker.deadlines)
             if held >= credit.capacity:
@@ -174,7 +179,7 @@ class WorkerPool:
     def refusals(self, now_s: float) -> Iterator[tuple[str, str]]:
         """Give the workers that have to be told that they get no work, and why: each once in `TOLD_EVERY_S`."""
         for name, worker in self._workers.items():
-            if worker.credit is None or now_s - worker.told_no_s < self.TOLD_EVERY_S:
+            if now_s - worker.told_no_s < self.TOLD_EVERY_S:
                 continue
             why = self._misfit(worker.credit)
             if not why:
@@ -205,8 +210,7 @@ class WorkerPool:
         able = [
             (worker.joined_s, worker.credit)
             for worker in self._workers.values()
-            if worker.credit is not None
-            and (not self._model or (worker.credit.engine, worker.credit.model) == (self._engine, self._model))
+            if not self._model or (worker.credit.engine, worker.credit.model) == (self._engine, self._model)
         ]
         return min(able, key=lambda pair: pair[0])[1] if able else None
 
@@ -217,7 +221,7 @@ class WorkerPool:
             return
         runs = _runs(first)
         for name, worker in self._workers.items():
-            if worker.credit is not None and _runs(worker.credit) == runs:
+            if _runs(worker.credit) == runs:
                 yield name, worker
 
     def able(self) -> int:
@@ -231,7 +235,7 @@ class WorkerPool:
 
     def holds(self, face: str) -> bool:
         """Whether a worker that can work holds a face prepared."""
-        return any(w.credit is not None and face in w.credit.faces for _, w in self._fitting() if not w.suspended)
+        return any(face in w.credit.faces for _, w in self._fitting() if not w.suspended)
 
     def waiting_for(self) -> int:
         """Windows given out and not yet done."""
@@ -239,11 +243,7 @@ class WorkerPool:
 
     def free(self) -> int:
         """Windows that could be given out now."""
-        return sum(
-            max(0, w.credit.capacity - len(w.deadlines))
-            for _, w in self._fitting()
-            if w.credit is not None and not w.suspended
-        )
+        return sum(max(0, w.credit.capacity - len(w.deadlines)) for _, w in self._fitting() if not w.suspended)
 
     def __len__(self) -> int:
         return len(self._workers)

@@ -73,7 +73,7 @@ class MelFeatures:
         self._now_s = time.monotonic()
         match event:
             case Subscribed(topic="work", key=worker):
-                self._pool.join(worker, self._now_s)
+                self._pool.listen(worker)
             case Unsubscribed(topic="work", key=worker):
                 self._take_back(worker)
                 self._hand_out()

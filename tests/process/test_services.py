@@ -149,10 +149,13 @@ def test_mel_features_hands_each_window_to_one_worker_with_credit(tmp_path: Path
             peer._in["work"].subscribe(f"work.{worker}\0".encode())
         state = SessionState(session="default", epoch=5, running=True, source="demo", face="f0")
         peer.send("session", state)
-        peer.gauge_where("workers", 2, PROCESS_START_S)
-        for worker in ("w1", "w2"):
-            peer.send("credit", credit(worker))
-        peer.gauge_where("credit", 4, PROCESS_START_S)
+
+        def both_joined(beat: Beat) -> bool:
+            for worker in ("w1", "w2"):
+                peer.send("credit", credit(worker))
+            return beat.gauges["credit"] == 4.0
+
+        peer.beat_of(both_joined, PROCESS_START_S)
         pcm = paused_speech()[16_000 : 16_000 + 320 * 100]
         seen: list[Work] = []
         done = {"w1": -1, "w2": -1}

@@ -38,7 +38,7 @@ def credit(
 def pool_of(*workers: str) -> WorkerPool:
     pool = WorkerPool()
     for worker in workers:
-        pool.join(worker, 0.0)
+        pool.listen(worker)
         pool.credit(credit(worker), 0.0)
     return pool
 
@@ -47,7 +47,7 @@ def test_nobody_works_before_joining_and_saying_what_it_is():
     pool = WorkerPool()
     pool.credit(credit("a"), 0.0)
     assert pool.assign("f", 0.0, 1.0) is None
-    pool.join("a", 0.0)
+    pool.listen("a")
     assert pool.assign("f", 0.0, 1.0) is None
     pool.credit(credit("a"), 0.0)
     assert pool.assign("f", 0.0, 1.0) is not None
@@ -141,7 +141,7 @@ def test_leaving_loses_what_was_held_and_frees_the_rest():
 
 def test_all_work_is_made_for_one_engine():
     pool = pool_of("a")
-    pool.join("b", 0.5)
+    pool.listen("b")
     pool.credit(credit("b", engine="other"), 0.5)
     engine = pool.engine()
     assert engine is not None
@@ -157,7 +157,7 @@ def test_all_work_is_made_for_one_engine():
 def test_a_worker_with_another_model_is_told_so_and_gets_nothing():
     pool = WorkerPool("builtin", "11aa")
     for name, engine, model in (("a", "builtin", "22bb"), ("b", "wav2lip", "11aa"), ("c", "builtin", "11aa")):
-        pool.join(name, 0.0)
+        pool.listen(name)
         pool.credit(credit(name, engine=engine, model=model), 0.0)
     told = dict(pool.refusals(1.0))
     assert told.keys() == {"a", "b"}
@@ -184,7 +184,7 @@ def test_a_worker_whose_window_differs_from_the_first_ones_is_told_so_and_gets_n
         (0.1, msgspec.structs.replace(mine, worker="odd", **other)),
         (0.2, msgspec.structs.replace(mine, worker="same")),
     ):
-        pool.join(account.worker, at_s)
+        pool.listen(account.worker)
         pool.credit(account, at_s)
     told = dict(pool.refusals(1.0))
     assert told.keys() == {"odd"}
@@ -203,7 +203,7 @@ def test_a_worker_whose_window_differs_from_the_first_ones_is_told_so_and_gets_n
 def test_a_worker_with_another_model_says_nothing_about_the_window():
     pool = WorkerPool("e", "11aa")
     for name, model in (("other", "22bb"), ("fits", "11aa")):
-        pool.join(name, 0.0)
+        pool.listen(name)
         pool.credit(msgspec.structs.replace(credit(name, model=model), back=8 * (name == "other")), 0.0)
     assert dict(pool.refusals(1.0)).keys() == {"other"}
     engine = pool.engine()
@@ -233,10 +233,35 @@ def test_a_worker_that_joins_again_is_counted_anew():
 
 
 def test_only_so_many_workers_may_join():
+    names = [f"w{number}" for number in range(2 * WorkerPool.MOST_WORKERS)]
+    pool = pool_of(*names)
+    assert len(pool) == pool.MOST_WORKERS
+    pool.leave(names[0])
+    pool.credit(credit(names[-1]), 0.1)
+    assert len(pool) == pool.MOST_WORKERS
+    assert names[-1] in pool
+
+
+def test_who_only_subscribes_takes_nobodys_place():
     pool = WorkerPool()
     for number in range(2 * pool.MOST_WORKERS):
-        pool.join(f"w{number}", 0.0)
-    assert len(pool) == pool.MOST_WORKERS
+        pool.listen(f"w{number}")
+    assert len(pool) == 0
+    pool.listen("a")
+    pool.credit(credit("a"), 0.0)
+    given = pool.assign("f", 0.0, 1.0)
+    assert given is not None
+    assert given.worker == "a"
+
+
+def test_work_is_never_given_to_one_who_left():
+    pool = pool_of("a")
+    pool.listen("b")
+    for name in ("a", "b"):
+        pool.leave(name)
+        pool.credit(credit(name), 0.1)  # on its way while the connection ended
+        assert pool.assign("f", 0.1, 1.0) is None
+    assert pool.counters["joined"] == pool.counters["left"] == 1
 
 
 def test_a_worker_that_was_slow_gets_another_chance():
