@@ -29,6 +29,10 @@ CREDIT_S: Final = 0.2
 MOST_FACES: Final = 16
 """that are kept, unless the sessions show more"""
 MOST_SESSIONS: Final = 64
+SESSION_SILENT_S: Final = 5.0
+"""a session that the streamer no longer tells of is forgotten"""
+FACE_UNUSED_S: Final = 60.0
+"""a face that no session shows is forgotten: the word that it is to be deleted may have come while we were away"""
 
 
 class Inference:
@@ -43,8 +47,11 @@ class Inference:
         self._worker = bus.prefix + secrets.token_hex(6)
         self._queue: deque[tuple[Work, float]] = deque()
         self._states: dict[str, Any] = {}
-        self._wanted: OrderedDict[str, None] = OrderedDict()
+        self._wanted: OrderedDict[str, float] = OrderedDict()
+        """face -> when it was last asked for, monotonic s"""
         self._sessions: OrderedDict[str, SessionState] = OrderedDict()
+        self._told_s: dict[str, float] = {}
+        """session -> when it was last told of, monotonic s"""
         self._done = -1
         self._wanted_here = False
         """work came: the hub did not refuse us"""
@@ -67,17 +74,20 @@ class Inference:
             case Work() as work:
                 self._tally.count("given")
                 self._queue.append((work, time.monotonic()))
+                if work.face in self._wanted:
+                    self._want(work.face)
                 if not self._wanted_here:  # who gives work takes our pictures
                     self._wanted_here = True
                     for face in self._states:
                         self._tell_rest(face)
             case SessionState(ended=True) as state:
-                self._sessions.pop(state.session, None)
+                self._leave(state.session)
             case SessionState() as state:
                 self._sessions[state.session] = state
                 self._sessions.move_to_end(state.session)
+                self._told_s[state.session] = time.monotonic()
                 while len(self._sessions) > MOST_SESSIONS:
-                    self._sessions.popitem(last=False)
+                    self._leave(next(iter(self._sessions)))
                 self._want(state.face)
             case Face() as face:
                 self._prepare(face)
@@ -96,6 +106,7 @@ class Inference:
             self._credit_due_s = now_s
         if now_s >= self._credit_due_s:
             self._credit_due_s = now_s + CREDIT_S
+            self._clear(now_s)
             self._tell_credit()
         return now_s if self._queue else self._credit_due_s
 
@@ -182,15 +193,27 @@ class Inference:
 
     def _want(self, face: str) -> None:
         """Subscribe to a face; face_prep answers a subscription with the face."""
-        if face in self._wanted:
-            self._wanted.move_to_end(face)
+        known = face in self._wanted
+        self._wanted[face] = time.monotonic()
+        self._wanted.move_to_end(face)
+        if known:
             return
-        self._wanted[face] = None
         self._bus.subscribe("face", face)
         shown = {state.face for state in self._sessions.values()} | {face}
         unused = [wanted for wanted in self._wanted if wanted not in shown]
         for too_many in unused[: max(0, len(self._wanted) - MOST_FACES)]:
             self._forget(too_many)
+
+    def _clear(self, now_s: float) -> None:
+        """Forget sessions that are told of no more, and faces that nobody has asked for since."""
+        for session in [name for name, told_s in self._told_s.items() if now_s - told_s > SESSION_SILENT_S]:
+            self._leave(session)
+        for face in [name for name, asked_s in self._wanted.items() if now_s - asked_s > FACE_UNUSED_S]:
+            self._forget(face)
+
+    def _leave(self, session: str) -> None:
+        self._sessions.pop(session, None)
+        self._told_s.pop(session, None)
 
     def _forget(self, face: str) -> None:
         del self._wanted[face]

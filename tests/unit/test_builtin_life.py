@@ -409,7 +409,8 @@ def test_a_worker_lets_the_face_of_each_session_live(life: str, still: BuiltinEn
     try:
         (worker,) = peer.subscriptions("work", budgets.PROCESS_START_S)
         peer.subscriptions("session", budgets.PROCESS_START_S)
-        peer.send("session", SessionState(session="default", epoch=1, running=True, source="demo", face="f0"))
+        shown = SessionState(session="default", epoch=1, running=True, source="demo", face="f0")
+        peer.send("session", shown)
         assert peer.subscriptions("face", budgets.PROCESS_START_S) == {"f0"}
         peer.send("face", face, "f0")
         given = Work(
@@ -425,6 +426,7 @@ def test_a_worker_lets_the_face_of_each_session_live(life: str, still: BuiltinEn
         )
         peer.drain("patch")  # a socket that nobody asks subscribes to nothing
         peer.beat_where("faces_prepared", 1, budgets.PROCESS_START_S)
+        peer.send("session", shown)  # as each second, or it is forgotten
         peer.send("work", given, worker)
         resting = peer.receive("patch", Patch, budgets.PROCESS_START_S)
         assert isinstance(resting, Patch)
