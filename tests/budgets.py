@@ -592,6 +592,8 @@ GUARD_WAIT_S: Final = 5.0
 """longest wait for an answer"""
 TLS_FRAMES: Final = 25
 """that ffmpeg reads over HTTPS"""
+TLS_RESETS: Final = 50
+"""connections that are reset in their handshake"""
 TLS_WAIT_S: Final = 20.0
 """longest that a program or a browser takes to read something, on a busy machine"""
 

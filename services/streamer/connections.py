@@ -332,7 +332,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
             conn.close(graceful=True)
 
     def _forget(self, conn: Connection) -> None:
-        if conn.sock.fileno() in self.poller.get_map():
+        # By the object, not by its number: a socket that broke while it was wrapped for TLS has none any more.
+        with contextlib.suppress(KeyError, ValueError):  # it was not registered
             self.poller.unregister(conn.sock)
 
     def linger(self, conn: Connection) -> None:

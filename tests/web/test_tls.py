@@ -6,17 +6,19 @@ import re
 import shlex
 import socket
 import ssl
+import struct
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import requests
 
 from services.streamer import server as module
 from services.streamer.server import CertificateError
-from tests.budgets import GUARD_ANSWER_S, GUARD_CROWD, TLS_FRAMES, TLS_WAIT_S
+from tests.budgets import GUARD_ANSWER_S, GUARD_CROWD, TLS_FRAMES, TLS_RESETS, TLS_WAIT_S
 from tests.rig.chromium import chromium
 from tests.web.conftest import ROOT, Server, serving
 from tests.web.standin import StandIn
@@ -96,6 +98,22 @@ def test_half_handshakes_hold_up_nobody(secure: Server, pair: tuple[Path, Path])
             sock.sendall(whole[: (0, 1, 100, len(whole))[number % 4]])
         answer = requests.get(secure.url + "healthz", verify=str(pair[0]), timeout=5)
         assert answer.elapsed.total_seconds() < GUARD_ANSWER_S
+
+
+def test_resets_in_the_handshake_end_nothing(secure: Server, pair: tuple[Path, Path]) -> None:
+    def answers() -> bool:
+        return requests.get(secure.url + "healthz", verify=str(pair[0]), timeout=5).status_code == 200
+
+    assert answers()
+    (before,) = psutil.Process(secure.process.pid).children()
+    for _ in range(TLS_RESETS):
+        sock = socket.create_connection(address(secure), timeout=5)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its close is a reset
+        sock.sendall(b"\x16")
+        sock.close()
+        assert answers()
+    assert psutil.Process(secure.process.pid).children() == [before]
+    assert "Traceback" not in secure.log.read_text()
 
 
 def test_ffmpeg_reads_the_stream(secure: Server) -> None:
