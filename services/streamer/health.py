@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import msgspec
 from shared.messages import Beat
 from shared.topics import SERVICES
 
-__all__ = ["GivenUp", "Health", "Pulse"]
+__all__ = ["GivenUp", "Health", "Pulse", "note_start"]
 
 ALIVE_S: Final = 3.0
 FORGET_S: Final = 60.0
@@ -27,6 +28,8 @@ RATE_OF: Final = {
     "streamer": "published",
 }
 """which counter is a service's rate"""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -109,3 +112,26 @@ class GivenUp:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
         except (OSError, msgspec.DecodeError):
             return {}
+
+
+def note_start(path: Path) -> int:
+    """Count a start of the streamer in a file, since it cannot have seen its own earlier ones.
+
+    Returns:
+        how many there were before; 0 too when the file cannot be read.
+    """
+    before = 0
+    try:
+        before = max(0, int(path.read_text()))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, the starts are counted anew: %s", path.name, error)
+    fresh = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh.write_text(str(before + 1))
+        fresh.replace(path)
+    except OSError as error:
+        log.warning("this start cannot be counted: %s", error)
+    return before

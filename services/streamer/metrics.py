@@ -63,7 +63,12 @@ FAMILIES: Final = {
     for family in (
         # processes
         Family("mouthpiece_processes", "gauge", "processes of a service whose beats come", ("service",)),
-        Family("mouthpiece_starts_total", "counter", "processes of a service that began to beat", ("service",)),
+        Family(
+            "mouthpiece_starts_total",
+            "counter",
+            "processes of a service that began to beat since the streamer did; its own since the state folder was made",
+            ("service",),
+        ),
         Family("mouthpiece_given_up", "gauge", "1 while a service is left down after too many ends", ("service",)),
         Family("mouthpiece_up", "gauge", "1 while the beats of a process come, 0 for a minute after that"),
         Family("mouthpiece_uptime_seconds", "gauge", "time since the start of a process"),

@@ -1,6 +1,7 @@
 """The streamer's HTTP server: gunicorn, started from Python, one worker process with many threads.
 
-The worker alone builds the `Control` (sockets and threads do not survive a fork). A stop takes at most a second
+The worker alone builds the `Control` (sockets and threads do not survive a fork). When it ends without an order to
+stop, the whole server ends: who started it starts it again, and counts that. A stop takes at most a second
 whatever the viewers do: the streams are ended first, and what still hangs after that is left behind.
 """
 
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from services.streamer.app import STREAMS, create_app
 from services.streamer.connections import MOST_KEPT, MOST_LINGERING, MOST_QUEUED, MOST_WAITING, PatientWorker
 from services.streamer.guard import Guard
+from shared.service import EXIT_FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +75,8 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; does not return, but leaves the process with exit code 0.
+
+    Should the worker end without such an order, that is the end of it all, with a non-zero exit code.
 
     Args:
         host: address to bind.
@@ -232,6 +237,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "logger_class": _QuietLogger,
             "control_socket_disable": True,
             "post_fork": lambda _server, _worker: _begin_worker(),
+            "child_exit": lambda server, _worker: _end_with_worker(server),
             "when_ready": lambda _server: self._on_ready(),
             "proc_name": "mouthpiece-streamer",
         }
@@ -260,3 +266,13 @@ def _begin_worker() -> None:
     if soft != resource.RLIM_INFINITY and soft < FILES:
         most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def _end_with_worker(server: Any) -> None:
+    """In the master, when the worker has ended: gunicorn would fork another one, out of sight of who limits restarts.
+
+    Raises:
+        HaltServer: nobody told it to.
+    """
+    if server.LISTENERS:  # a master that stops has closed them before it tells the worker
+        raise HaltServer("the worker ended by itself", EXIT_FAILED)

@@ -29,7 +29,7 @@ from services.streamer.control import (
     TakenError,
     UnknownSessionError,
 )
-from services.streamer.health import GivenUp, Pulse
+from services.streamer.health import GivenUp, Pulse, note_start
 from services.streamer.metrics import Screen, exposition
 from services.streamer.mjpeg import Frame, FrameHub
 from services.streamer.photos import Photos
@@ -96,6 +96,7 @@ class Stage:
         except BusError as error:
             self._bus.close()
             raise Startup(str(error)) from error
+        self._streamer.health.starts["streamer"] = note_start(settings.state_path / "starts")
         self._begin(DEFAULT)
         for path in sorted(self._books.glob("*.json")):
             if NAME.fullmatch(path.stem) and path.stem != DEFAULT and len(self._faces) < settings.max_sessions:

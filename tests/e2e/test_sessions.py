@@ -171,6 +171,8 @@ def test_sessions_survive_the_death_of_the_streamer(tmp_path: Path, astronaut: b
         until(lambda: answers(api), RECOVERY_S, "the streamer is back")
         until(lambda: api.status("a")["latency_ms"], RECOVERY_S, "a speaks again")
         assert api.status("a")["face"]["id"] == face
+        starts = b'mouthpiece_starts_total{service="streamer"} 2.0'
+        until(lambda: starts in stack.get("/metrics"), RECOVERY_S, "supervisord began it anew, and that is counted")
 
 
 def answers(api: Api) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.streamer import metrics
-from services.streamer.health import GivenUp, Health, Pulse
+from services.streamer.health import GivenUp, Health, Pulse, note_start
 from services.streamer.metrics import FAMILIES, Screen, exposition
 from services.streamer.mjpeg import FrameHub
 from services.streamer.sound import SoundHub
@@ -178,6 +178,18 @@ def test_health_counts_starts_and_reads_what_was_given_up(tmp_path: Path):
     path.unlink()
     path.mkdir()
     assert given_up.of("inference", 3.0) == ""
+
+
+def test_starts_of_the_streamer_are_counted_over_its_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "var" / "starts"
+    assert [note_start(path) for _ in range(3)] == [0, 1, 2]
+    assert not caplog.records
+    path.write_text("half")
+    assert [note_start(path) for _ in range(2)] == [0, 1]
+    path.unlink()
+    path.mkdir()
+    assert note_start(path) == 0, "a disk that does not take it ends nothing"
+    assert len(caplog.records) == 3
 
 
 # ---- what is written for Prometheus and Grafana

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from services.streamer import line as line_module
@@ -31,6 +32,7 @@ from services.streamer.mjpeg import (
     Viewer,
     parts,
 )
+from shared.service import EXIT_FAILED
 from tests.budgets import WEB_GONE_S, WEB_SLOW_BYTES_PER_S, WEB_START_S, WEB_STOP_S, WEB_VIEWERS
 from tests.web.conftest import ROOT, until
 from tests.web.standin import drawing
@@ -291,6 +293,16 @@ class TestServer:
 
             assert until(free, 2)
             sock.close()
+
+    @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+    def test_a_worker_that_ends_alone_ends_the_server(self, serve: Serve, sig: signal.Signals) -> None:
+        with serve("run=1") as server:
+            assert server.get("healthz").status_code == 200
+            (worker,) = psutil.Process(server.process.pid).children()
+            worker.send_signal(sig)
+            assert server.process.wait(WEB_STOP_S + 5) == EXIT_FAILED, "who watches it starts it again, and counts that"
+            assert "the worker ended by itself" in server.log.read_text()
+            assert "Traceback" not in server.log.read_text()
 
     def test_busy_port_is_said_at_once(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
