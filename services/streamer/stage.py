@@ -109,9 +109,16 @@ class Stage:
 
     def _clear_away(self) -> None:
         """Delete the recordings of sessions that ended with the server."""
-        for movies in (self._settings.state_path / "recordings").glob("*/"):
-            if movies.name not in self._faces:
-                shutil.rmtree(movies)
+        for movies in (self._settings.state_path / "recordings").glob("*"):
+            if NAME.fullmatch(movies.name) is None or movies.name in self._faces:
+                continue  # a disk that is mounted here has its lost+found
+            try:
+                if movies.is_dir() and not movies.is_symlink():
+                    shutil.rmtree(movies)
+            except OSError as error:
+                self._log.warning(
+                    "recordings of an ended session cannot be deleted session=%s (%s)", movies.name, error.strerror
+                )
 
     @property
     def _books(self) -> Path:
