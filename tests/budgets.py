@@ -645,3 +645,7 @@ RECORDED_FIT: Final = 0.5
 """of the lips with the loudness of their voice, in the file"""
 RECORDED_LAG_S: Final = 0.12
 """between the two where they fit best; lips lead and follow the loudness by some 50 ms of themselves"""
+
+# ---- sessions in the running loop (tests/unit/test_stage.py)
+STAGE_WAIT_S: Final = 10.0
+"""longest wait for a thread"""

@@ -88,6 +88,7 @@ class Recordings:
         self._lock = threading.Lock()
         self._recorder: Recorder | None = None
         self._closed = False
+        self._forgotten = False
         self._texts: dict[str, str] = {}
         self._known: dict[str, tuple[int, float, bool]] = {}
 
@@ -213,8 +214,10 @@ class Recordings:
             log.warning("%s: a recording could not be finished in time", self._session)
 
     def forget(self) -> None:
-        """Finish and delete all, for good."""
+        """Finish and delete all, for good. Once: after that the folder belongs to the next session of this name."""
         with self._lock:
+            if self._forgotten:
+                return
             self._closed = True
             if self._recorder is not None:
                 self._recorder.stop(FINISH_S)
@@ -223,6 +226,7 @@ class Recordings:
             self._known.clear()
             if self._folder.is_dir():
                 shutil.rmtree(self._folder)
+            self._forgotten = True
 
     def _movie(self, recording: str) -> Path:
         return self._folder / f"{recording}.mp4"

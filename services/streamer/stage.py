@@ -217,15 +217,13 @@ class Stage:
         if name is not None and not NAME.fullmatch(name):
             raise ValueError("A session's name is made of letters, digits, - and _, at most 32 of them.")
 
-        with self._lock:
-            leaving = self._leaving.get(name or "")
-        if leaving is not None:
-            leaving.join(LEAVING_S)
-
-        def begin() -> StageSession:
+        def begin() -> StageSession | threading.Thread:
             names = self.sessions()
+            # Asked here, in the loop's thread, which alone ends sessions: so none of this name ends in between.
+            with self._lock:
+                leaving = self._leaving.get(name or "")
             if leaving is not None and leaving.is_alive():
-                raise TakenError(f"The last session “{name}” is still being deleted. Try again in a few seconds.")
+                return leaving
             if name in names:
                 raise TakenError(f"There is a session “{name}” already.")
             if len(names) >= self._settings.max_sessions:
@@ -235,8 +233,13 @@ class Stage:
                 )
             return self._begin(name or secrets.token_hex(6))
 
-        made: StageSession = self.ask(begin)
-        return made
+        until_s = time.monotonic() + LEAVING_S
+        while isinstance(made := self.ask(begin), threading.Thread):
+            made.join(max(0.0, until_s - time.monotonic()))
+            if made.is_alive():
+                raise TakenError(f"The last session “{name}” is still being deleted. Try again in a few seconds.")
+        seen: StageSession = made
+        return seen
 
     def delete(self, name: str) -> None:
         """End a session for good."""

@@ -1,18 +1,24 @@
-"""The sessions of the streamer, and the recordings that they leave."""
+"""Sessions that begin and end in the running loop, and the recordings that they leave."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from services.streamer.mjpeg import FrameHub
+from services.streamer.recordings import Recordings
+from services.streamer.sound import SoundHub
 from services.streamer.stage import Stage
 from shared.settings import Settings
-from tests.rig.stack import free_ports
+from tests.budgets import STAGE_WAIT_S
+from tests.rig.stack import free_ports, until
 
 MOVIE = "20260101-120000-abcd.mp4"
 
@@ -61,3 +67,40 @@ def test_what_is_no_recording_of_a_session_is_left_alone(
     assert (state / "recordings" / "note").exists()
     (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told == "recordings of an ended session cannot be deleted session=stuck (Permission denied)"
+
+
+def test_a_session_waits_for_the_recordings_of_the_last_one_of_its_name(tmp_path: Path):
+    with staged(tmp_path) as stage, ThreadPoolExecutor(3) as pool:
+        last = stage.create("a")
+        movie = recorded(tmp_path, "a")
+        held, here = threading.Event(), threading.Event()
+        waiting = stage.streamer._commands
+
+        def hold() -> None:
+            here.set()
+            assert held.wait(STAGE_WAIT_S)
+
+        with last.recordings._lock:  # as a file does that takes its time to become whole
+            pool.submit(stage.ask, hold)
+            assert here.wait(STAGE_WAIT_S)
+            deletion = pool.submit(stage.delete, "a")
+            until(lambda: waiting.qsize() == 1, STAGE_WAIT_S, "the deletion stands in line")
+            creation = pool.submit(stage.create, "a")
+            until(lambda: waiting.qsize() == 2, STAGE_WAIT_S, "the creation stands behind it")
+            held.set()
+            stage.ask(lambda: None)
+            assert stage.sessions() == ["default"]
+            assert movie.exists()
+        assert creation.result(STAGE_WAIT_S).recordings.list() == []
+        deletion.result(STAGE_WAIT_S)
+        assert stage.sessions() == ["default", "a"]
+
+
+def test_what_a_session_recorded_is_deleted_once(tmp_path: Path):
+    movie = recorded(tmp_path, "a")
+    last = Recordings(movie.parent, FrameHub(1), SoundHub(1), "a")
+    last.forget()
+    assert not movie.parent.exists()
+    recorded(tmp_path, "a")
+    last.forget()
+    assert movie.exists(), "this is the next one's"
