@@ -649,3 +649,9 @@ RECORDED_LAG_S: Final = 0.12
 # ---- sessions in the running loop (tests/unit/test_stage.py)
 STAGE_WAIT_S: Final = 10.0
 """longest wait for a thread"""
+
+# ---- the line to a viewer
+LINE_FRAME_BYTES: Final = 8_000
+LINE_WINDOW_BYTES: Final = 128_000
+LINE_FRAMES: Final = 150
+"""6 s: so soon a near viewer has sharp pictures, whatever its kernel says"""

@@ -45,6 +45,8 @@ FAST: Final = 4e6
 """bytes/s from which a line is no longer new"""
 LAZY_S: Final = (0.03, 0.07)
 """a near kernel whose program has read acknowledges at once; after this time it does so without: that proves nothing"""
+MOST_DOUBTS: Final = 3
+"""of the first frames may look unread or lazily acknowledged; a near kernel that has room may look so for ever"""
 CROWDED: Final = 0.5
 """share of the viewer's buffer: with less left in it, it is read too slowly"""
 WARY: Final = 0.75
@@ -106,6 +108,8 @@ class TcpLine:
         """whether no frame has yet shown what the line carries"""
         self._eager = 0
         """frames in a row that were acknowledged at once, while starting"""
+        self._doubts = 0
+        """frames that were not, while starting"""
         self._probe_s = PROBE_S[0]
         self._size = 0
         """bytes of the last frame"""
@@ -199,6 +203,8 @@ class TcpLine:
         unread = self._window < self._widest - self._size // 2
         if self._near and (LAZY_S[0] < took_s < LAZY_S[1] or (unread and took_s < LAZY_S[1])):
             self._rate, self._eager = START[0], 0
+            self._doubts += 1
+            self._starting = self._doubts < MOST_DOUBTS
             return
         self._eager += 1
         sample = max(SLOWEST, went / max(took_s, POLL_S))
