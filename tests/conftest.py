@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from tests.budgets import CALM_S, CALM_TRIES, LEAK_WAIT_S, STOLEN_S
 from tests.rig.calm import Calm
 from tests.rig.chromium import chromium
 from tests.rig.stack import ROOT, until
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a script began; tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL = ("process", "web", "e2e")
 """folders whose tests run real programs in real time"""

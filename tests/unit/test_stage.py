@@ -42,6 +42,7 @@ def recorded(folder: Path, name: str) -> Path:
 def test_what_is_no_recording_of_a_session_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
+    caplog.set_level(logging.WARNING)
     state, elsewhere = tmp_path / "var", tmp_path / "elsewhere"
     gone, stuck, kept, mounted = (recorded(state, name) for name in ("gone", "stuck", "default", "lost+found"))
     elsewhere.mkdir()
