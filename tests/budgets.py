@@ -633,6 +633,9 @@ BROWSER_LAG_MS: Final = 350.0
 """from the microphone to the canvas"""
 BROWSER_SKEW_MS: Final = (-60.0, 40.0)
 """as the player itself measures it: picture early, picture late"""
+FIREFOX_LISTEN_S: Final = 8.0
+FIREFOX_LEAST_FPS: Final = 12.0
+"""drawn by Firefox without a graphics card, beside all services; measured: 25, 19 in the first seconds"""
 
 SAME_PICTURE: Final = 6.0
 """mean difference of two pictures of the page, of 255, that show the same face, one of them less sharp"""

@@ -1,9 +1,10 @@
 """A real browser, seen and heard from outside: how far its lips are from its sound, and from the microphone.
 
-Chromium plays into a virtual sound card and hears a virtual microphone, both of a PulseAudio of our own, whose clock
-may run fast or slow. What leaves the card is recorded and found again in the session's sound, which a client of
-`/ws/player` took down with its media time; what stands on the canvas is found again among that client's pictures. So
-the media time that was heard and the one that was seen are known at each moment, without a word of the page's player.
+Chromium or Firefox plays into a virtual sound card and hears a virtual microphone, both of a PulseAudio of our own,
+whose clock may run fast or slow. What leaves the card is recorded and found again in the session's sound, which a
+client of `/ws/player` took down with its media time; what stands on the canvas is found again among that client's
+pictures. So the media time that was heard and the one that was seen are known at each moment, without a word of the
+page's player.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ from websockets.sync.client import ClientConnection
 from tests.pulse import Pulse
 from tests.rig.api import player
 from tests.rig.ear import Ear
+from tests.rig.firefox import firefox, which_firefox
 from tests.rig.stack import ROOT, Stack, until
 from tests.rig.voices import RATE_HZ, paused_speech
 
@@ -62,8 +64,7 @@ CLEARLY: Final = 0.9
 HEAD: Final = struct.Struct("<B3xIQQ")
 SETTLE_S: Final = 10.0
 
-LOOK: Final = """
-(() => {
+LOOK: Final = """(() => {
   const side = SIDE, [left, top, width, height] = CROP;
   const small = new OffscreenCanvas(side, side);
   const context = small.getContext("2d", { willReadFrequently: true });
@@ -87,8 +88,19 @@ LOOK: Final = """
     requestAnimationFrame(look);
   };
   requestAnimationFrame(look);
-})();
-""".replace("SIDE", str(SIDE)).replace("CROP", str(list(CROP)))
+})()""".replace("SIDE", str(SIDE)).replace("CROP", str(list(CROP)))
+
+
+class Page(Protocol):
+    """A page of a browser."""
+
+    def evaluate(self, expression: str) -> Any:
+        """What an expression comes to."""
+        ...
+
+    def click(self, selector: str) -> None:
+        """Click on what a selector finds."""
+        ...
 
 
 class Recorder(Protocol):
@@ -113,14 +125,21 @@ class Taken:
     """wall time of arrival, epoch, media time, the part that is looked at, (SIDE * SIDE,)"""
 
 
-def seen_and_heard(seconds: float, drift_ppm: int) -> Iterator[tuple[str, str]]:
+def seen_and_heard(
+    seconds: float, drift_ppm: int, browser: Literal["Chromium", "Firefox"] = "Chromium"
+) -> Iterator[tuple[str, str]]:
     """Talk into the browser's microphone with its sound on, and look and listen.
 
     Args:
         seconds: for how long.
         drift_ppm: by how much the sound card runs fast.
+        browser: which one.
     """
-    shots, taken, heard, spoken = _record(seconds, drift_ppm)
+    what = f"{browser}'s player over {seconds / 60:.0f} min, sound card {drift_ppm:+d} ppm"
+    if browser == "Firefox" and which_firefox() is None:
+        yield what, "Firefox is missing (apt-get install firefox-esr)"
+        return
+    shots, taken, heard, spoken = _record(seconds, drift_ppm, PAGES[browser])
     epoch = max(taken.sound, key=lambda e: len(taken.sound[e]))
     line = line_of(taken.sound[epoch])
     frames = [frame for frame in taken.frames if frame[1] == epoch]
@@ -130,7 +149,6 @@ def seen_and_heard(seconds: float, drift_ppm: int) -> Iterator[tuple[str, str]]:
     mouth = places(spoken, line, origin_s)
     skews = distances(seen, out)
     lags = distances(seen, mouth)
-    what = f"Chromium's player over {seconds / 60:.0f} min, sound card {drift_ppm:+d} ppm"
     if len(skews) < 50 or len(lags) < 50:
         yield what, f"too little was found again: {len(skews)} pictures with sound, {len(lags)} with the microphone"
         return
@@ -145,23 +163,26 @@ def seen_and_heard(seconds: float, drift_ppm: int) -> Iterator[tuple[str, str]]:
     )
 
 
-def _record(seconds: float, drift_ppm: int) -> tuple[list[tuple[float, npt.NDArray[np.float32]]], Taken, Ear, Ear]:
+def _record(
+    seconds: float, drift_ppm: int, page_of: Callable[[Stack, Pulse], AbstractContextManager[Page]]
+) -> tuple[list[tuple[float, npt.NDArray[np.float32]]], Taken, Ear, Ear]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pulse = stack.enter_context(_sound_card(folder, drift_ppm))
         settings = {"MOUTHPIECE_AUTOSTART": "no", "MOUTHPIECE_MAX_SIDE": "512"}
         product = stack.enter_context(Stack(folder / "var", settings))
-        page = stack.enter_context(_page(product, pulse))
-        page.check("#sources input[value=browser]", force=True)
+        page = stack.enter_context(page_of(product, pulse))
+        page.evaluate(LOOK)
+        page.click("#sources label:has(input[value=browser])")
         page.click("#start")
         until(lambda: product.status()["level_db"] is not None, 30.0, "the microphone is heard")
-        if page.locator("#sound-button").get_attribute("data-state") == "off":
+        if page.evaluate("document.getElementById('sound-button').dataset.state") == "off":
             page.click("#sound-button")
         some = np.tile(paused_speech(), 1 + int((seconds + SETTLE_S) * RATE_HZ / len(paused_speech())))
         some = some[: int((seconds + SETTLE_S) * RATE_HZ)]
         voice = pulse.play(some.tobytes(), RATE_HZ)
         time.sleep(SETTLE_S)
-        page.evaluate("window.seenShots = []")
+        page.evaluate("void (window.seenShots = [])")
         taken = Taken()
         environment = dict(os.environ) | pulse.environment
         with (
@@ -174,7 +195,7 @@ def _record(seconds: float, drift_ppm: int) -> tuple[list[tuple[float, npt.NDArr
             shots: list[tuple[float, npt.NDArray[np.float32]]] = []
             end_s = time.monotonic() + seconds
             while time.monotonic() < end_s:
-                page.wait_for_timeout(1000)
+                time.sleep(1.0)
                 for at_ms, grey in page.evaluate("window.seenShots.splice(0)"):
                     shots.append((at_ms / 1000.0, np.frombuffer(base64.b64decode(grey), np.uint8).astype(np.float32)))
             line.close()
@@ -202,7 +223,7 @@ def _sound_card(folder: Path, drift_ppm: int) -> Iterator[Pulse]:
 
 
 @contextmanager
-def _page(product: Stack, pulse: Pulse) -> Iterator[Any]:
+def _chromium_page(product: Stack, pulse: Pulse) -> Iterator[Page]:
     """The page in Chromium, which hears and plays through a PulseAudio."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -213,12 +234,27 @@ def _page(product: Stack, pulse: Pulse) -> Iterator[Any]:
         )
         try:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.add_init_script(LOOK)
             page.goto(product.url, wait_until="domcontentloaded")
             page.wait_for_timeout(2000)
             yield page
         finally:
             browser.close()
+
+
+@contextmanager
+def _firefox_page(product: Stack, pulse: Pulse) -> Iterator[Page]:
+    """The same in Firefox."""
+    with firefox(pulse.environment) as page:
+        page.size(1280, 900)
+        page.goto(product.url)
+        time.sleep(2.0)
+        yield page
+
+
+PAGES: Final[dict[str, Callable[[Stack, Pulse], AbstractContextManager[Page]]]] = {
+    "Chromium": _chromium_page,
+    "Firefox": _firefox_page,
+}
 
 
 def take(line: ClientConnection, taken: Taken) -> None:

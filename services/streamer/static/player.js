@@ -31,6 +31,10 @@ const SILENCE_S = 0.4; // running and nothing came for so long: a stall
 const DEAD_S = 12; // and for so long: another connection is tried
 const SLEPT_S = 1; // the timer did not run for so long: the tab slept
 const MOST_SLEPT_S = 10; // and for so long, without a message too: the line may be dead
+// Firefox (seen with 153 on Linux) asks another process how late its sound comes out, and meanwhile holds a lock that the
+// thread of the sound needs: now and then the two wait for each other for good, and the page with them.
+const ASKING_HANGS = navigator.userAgent.includes("Firefox/");
+const USUAL_LATE_S = 0.03; // from its clock to the ear
 const CONTROL_MS = 50;
 const REPORT_MS = 1000;
 const KEPT_SOUND_S = 2; // for when the sound is switched on
@@ -356,12 +360,16 @@ export class Player extends EventTarget {
     if (this.reports.length > KEPT_REPORTS) this.reports.shift();
   }
 
-  // Context time of what leaves the loudspeaker now. The browser tells it in steps; they are smoothed.
-  audibleTime(nowS) {
+  toldTime(nowS) {
+    if (ASKING_HANGS) return this.context.currentTime - USUAL_LATE_S;
     const { contextTime, performanceTime } = this.context.getOutputTimestamp();
     const late = this.context.outputLatency || this.context.baseLatency || 0;
-    const told = performanceTime > 0 ? contextTime + nowS - performanceTime / 1000 : this.context.currentTime - late;
-    const offset = Math.min(told, this.context.currentTime) - nowS;
+    return performanceTime > 0 ? contextTime + nowS - performanceTime / 1000 : this.context.currentTime - late;
+  }
+
+  // Context time of what leaves the loudspeaker now. The browser tells it in steps; they are smoothed.
+  audibleTime(nowS) {
+    const offset = Math.min(this.toldTime(nowS), this.context.currentTime) - nowS;
     const off = this.clockOffset === null ? Infinity : offset - this.clockOffset;
     this.clockOffset = Math.abs(off) > 0.08 ? offset : this.clockOffset + 0.02 * off;
     return nowS + this.clockOffset;
