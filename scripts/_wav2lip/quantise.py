@@ -316,7 +316,7 @@ def _by_nncf(exact: ov.Model, windows: _Windows) -> ov.Model:
     """Quantise every convolution, and nothing else."""
     sums = [node.get_friendly_name() for node in exact.get_ordered_ops() if node.get_type_name() == "Add"]
     sums = [name for name in sums if name.removesuffix(".bias") not in LAYERS]
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # its own set_log_level changes the handlers of others too
     count = len(windows.samples.mels)
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars
         quantised: ov.Model = nncf.quantize(

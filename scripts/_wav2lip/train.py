@@ -310,7 +310,7 @@ def load_clips(path: Path) -> list[Clip]:
         OSError: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             ends = np.cumsum(stored["lengths"])[:-1]
             crops, windows = np.split(stored["crops"], ends), np.split(stored["windows"], ends)
             rows = zip(stored["names"], stored["held_out"], crops, windows, strict=True)
