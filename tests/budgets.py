@@ -634,6 +634,9 @@ BROWSER_LAG_MS: Final = 350.0
 BROWSER_SKEW_MS: Final = (-60.0, 40.0)
 """as the player itself measures it: picture early, picture late"""
 FIREFOX_LISTEN_S: Final = 8.0
+FIREFOX_HEARD_DB: Final = -40.0
+FIREFOX_WEBRTC_FRAMES: Final = 50
+"""as many packets of sound, too"""
 FIREFOX_LEAST_FPS: Final = 12.0
 """drawn by Firefox without a graphics card, beside all services; measured: 25, 19 in the first seconds"""
 
@@ -658,3 +661,15 @@ LINE_FRAME_BYTES: Final = 8_000
 LINE_WINDOW_BYTES: Final = 128_000
 LINE_FRAMES: Final = 150
 """6 s: so soon a near viewer has sharp pictures, whatever its kernel says"""
+
+# ---- training of Wav2Lip for tests (tests/unit/test_train_wav2lip.py)
+FILM_RISE: Final = 25.5
+"""levels a second by which the test film grows brighter, within this share:"""
+FILM_RISE_SHARE: Final = 0.2
+FILM_DIP: Final = 2.0
+"""levels that coding may take from a frame"""
+FILM_MEL: Final = 0.05
+LEARNED_SHARE: Final = 0.8
+"""of the first step's mistake, after eight"""
+FEW_STEPS_MOVE: Final = 0.01
+"""of a weight"""

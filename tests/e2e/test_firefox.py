@@ -9,8 +9,10 @@ import pytest
 
 from tests.budgets import (
     BROWSER_SKEW_MS,
+    FIREFOX_HEARD_DB,
     FIREFOX_LEAST_FPS,
     FIREFOX_LISTEN_S,
+    FIREFOX_WEBRTC_FRAMES,
     MOUTH_CHANGE,
     PAGE_WAIT_S,
     RECOVERY_S,
@@ -83,7 +85,7 @@ def test_in_firefox_a_person_talks_and_sees_and_hears_the_face(quiet: Stack, pag
     page.click("#start")
     voice = pulse.play(paused_speech().tobytes(), RATE_HZ)
     try:
-        until(lambda: (quiet.status()["level_db"] or -100) > -40, PAGE_WAIT_S, "the microphone is heard")
+        until(lambda: (quiet.status()["level_db"] or -100) > FIREFOX_HEARD_DB, PAGE_WAIT_S, "the microphone is heard")
         assert page.evaluate("document.getElementById('mic-text').textContent") == "You are heard."
         until(lambda: other(page, rest) > MOUTH_CHANGE, RECOVERY_S, "the mouth moves")
         page.click("#sound-button")
@@ -113,7 +115,11 @@ def test_firefox_plays_webrtc(stack: Stack, page: FirefoxPage) -> None:
     def plays() -> bool:
         told = page.evaluate(f"({TOLD})()")
         seen, heard = told.get("video", {}), told.get("audio", {})
-        return bool(seen.get("framesDecoded", 0) > 50 and told["width"] and heard.get("packetsReceived", 0) > 50)
+        return bool(
+            seen.get("framesDecoded", 0) > FIREFOX_WEBRTC_FRAMES
+            and told["width"]
+            and heard.get("packetsReceived", 0) > FIREFOX_WEBRTC_FRAMES
+        )
 
     until(plays, WHEP_WAIT_S, "picture and sound")
     page.evaluate("fetch(place, { method: 'DELETE' }).then(() => pc.close())")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import os
@@ -26,7 +25,6 @@ ANSWER_S: Final = 30.0
 READY: Final = "location.href.startsWith({}) && document.readyState !== 'loading'"
 SETTINGS: Final = {
     "media.navigator.permission.disabled": True,  # the microphone is given without a question
-    "media.getusermedia.insecure.enabled": False,
     "browser.shell.checkDefaultBrowser": False,
     "browser.aboutwelcome.enabled": False,
     "datareporting.policy.dataSubmissionEnabled": False,
@@ -88,11 +86,6 @@ class FirefoxPage:
         ]
         mouse = {"type": "pointer", "id": "mouse", "actions": steps}
         self._ask("input.performActions", context=self._context, actions=[mouse])
-
-    def screenshot(self) -> bytes:
-        """What is seen, PNG."""
-        answer = self._ask("browsingContext.captureScreenshot", context=self._context)
-        return base64.b64decode(answer["data"])
 
     def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
