@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -314,18 +314,21 @@ class FileSource:
         problem = ""
         try:
             self._check()
-            again = True
-            while again:
-                samples = 0
-                for block in self._decode():
-                    samples += len(block)
-                    if not self._give(block):
-                        return
-                if not samples:
-                    problem = f"{self._name} holds no sound."
-                again = self._loop and not problem
+            with self._reader() as decode:
+                again = True
+                while again:
+                    samples = 0
+                    for block in decode():
+                        samples += len(block)
+                        if not self._give(block):
+                            return
+                    if not samples:
+                        problem = f"{self._name} holds no sound."
+                    again = self._loop and not problem
         except _FileError as error:
             problem = str(error)
+        except soundfile.LibsndfileError as error:
+            problem = f"{self._name} is damaged: {error}"
         except OSError as error:
             problem = f"{self._name} cannot be read: {error.strerror}."
         with self._change:
@@ -359,26 +362,40 @@ class FileSource:
             if not file.read(1):
                 raise _FileError(f"{self._name} is empty.")
 
-    def _decode(self) -> Iterator[Pcm16]:
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[Callable[[], Iterator[Pcm16]]]:
+        """Give what decodes the file once from its beginning, each time that it is called.
+
+        Where it can, libsndfile goes back in the open file: opened anew for each loop it made the process grow by
+        2 MiB an hour. Its MP3 reader finds a damaged frame at the beginning after it has gone back.
+        """
         try:
             file = soundfile.SoundFile(self._path)
         except soundfile.LibsndfileError:
-            yield from self._decode_by_ffmpeg()
+            yield self._decode_by_ffmpeg
             return
         with file:
-            resampler = None if file.samplerate == SAMPLE_RATE_HZ else StreamResampler(file.samplerate)
-            frames = max(1, round(file.samplerate * self.BLOCK_S))
-            while True:
-                try:
-                    block = file.read(frames, dtype="float32", always_2d=True)
-                except soundfile.LibsndfileError as error:
-                    raise _FileError(f"{self._name} is damaged: {error}") from error
-                if not len(block):
-                    break
-                mono = block.mean(axis=1, dtype=np.float32)
-                yield to_pcm16(resampler.process(mono) if resampler else mono)
-            if resampler:
-                yield to_pcm16(resampler.flush())
+            if file.seekable() and file.format != "MP3":
+                yield lambda: self._decode_again(file)
+                return
+        yield self._decode_anew
+
+    def _decode_again(self, file: soundfile.SoundFile) -> Iterator[Pcm16]:
+        file.seek(0)
+        yield from self._decode(file)
+
+    def _decode_anew(self) -> Iterator[Pcm16]:
+        with soundfile.SoundFile(self._path) as file:
+            yield from self._decode(file)
+
+    def _decode(self, file: soundfile.SoundFile) -> Iterator[Pcm16]:
+        resampler = None if file.samplerate == SAMPLE_RATE_HZ else StreamResampler(file.samplerate)
+        frames = max(1, round(file.samplerate * self.BLOCK_S))
+        while len(block := file.read(frames, dtype="float32", always_2d=True)):
+            mono = block.mean(axis=1, dtype=np.float32)
+            yield to_pcm16(resampler.process(mono) if resampler else mono)
+        if resampler:
+            yield to_pcm16(resampler.flush())
 
     def _decode_by_ffmpeg(self) -> Iterator[Pcm16]:
         ffmpeg = shutil.which("ffmpeg")

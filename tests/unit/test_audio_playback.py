@@ -103,6 +103,37 @@ def test_a_loop_has_no_seam(tmp_path: Path) -> None:
     np.testing.assert_array_equal(heard, np.tile(pcm, 10)[: len(heard)])
 
 
+@pytest.mark.parametrize(
+    ("kind", "rate_hz"), [("WAV", 16_000), ("FLAC", 16_000), ("OGG", 16_000), ("MP3", 16_000), ("XI", 44_100)]
+)  # libsndfile cannot go back in an XI, which names no rate
+def test_every_loop_of_every_kind_of_file_is_the_first_one_again(
+    tmp_path: Path, kind: str, rate_hz: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    length = 6_400
+    soundfile.write(tmp_path / "a", noise(length * rate_hz // 16_000), rate_hz, format=kind)
+    heard = []
+    for loop in (False, True):
+        source = FileSource(tmp_path / "a", loop=loop)
+        source.start()
+        heard.append(sound_of(follow(source, 2 * length if loop else None)))
+        source.close()
+    assert len(heard[0]) == length
+    np.testing.assert_array_equal(heard[1], np.tile(heard[0], 2))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_looped_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened anew for each loop it made the process grow."""
+    monkeypatch.setattr(FileSource, "AHEAD_BLOCKS", 1)
+    soundfile.write(tmp_path / "a.flac", noise(1_600), 16_000)
+    source = FileSource(tmp_path / "a.flac", loop=True)
+    source.start()
+    follow(source, 3_200)
+    (tmp_path / "a.flac").unlink()
+    assert len(sound_of(follow(source, 8_000))) >= 8_000
+    source.close()
+
+
 @pytest.mark.parametrize("rate_hz", [8_000, 44_100, 48_000])
 def test_another_rate_and_stereo_are_brought_to_16_khz_mono(tmp_path: Path, rate_hz: int) -> None:
     turn = 2 * np.pi * 100 * np.arange(int(rate_hz * 0.4)) / rate_hz
