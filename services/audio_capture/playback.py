@@ -366,8 +366,8 @@ class FileSource:
     def _reader(self) -> Iterator[Callable[[], Iterator[Pcm16]]]:
         """Give what decodes the file once from its beginning, each time that it is called.
 
-        Where it can, libsndfile goes back in the open file: opened anew for each loop it made the process grow by
-        2 MiB an hour. Its MP3 reader finds a damaged frame at the beginning after it has gone back.
+        Where it can, libsndfile goes back in the open file: opened anew for each loop it made the process grow. Its
+        MP3 reader finds a damaged frame at the beginning after it has gone back.
         """
         try:
             file = soundfile.SoundFile(self._path)
@@ -390,9 +390,11 @@ class FileSource:
 
     def _decode(self, file: soundfile.SoundFile) -> Iterator[Pcm16]:
         resampler = None if file.samplerate == SAMPLE_RATE_HZ else StreamResampler(file.samplerate)
-        frames = max(1, round(file.samplerate * self.BLOCK_S))
-        while len(block := file.read(frames, dtype="float32", always_2d=True)):
-            mono = block.mean(axis=1, dtype=np.float32)
+        block = np.empty((max(1, round(file.samplerate * self.BLOCK_S)), file.channels), np.float32)
+        # Not `read`: it asks for each block's __array_interface__, for which NumPy interns strings that nothing keeps;
+        # every 20,000 blocks or so Python then makes a new table of its interned strings, which is 1 MB by now.
+        while frames := file.buffer_read_into(block, "float32"):
+            mono = block[:frames].mean(axis=1, dtype=np.float32)
             yield to_pcm16(resampler.process(mono) if resampler else mono)
         if resampler:
             yield to_pcm16(resampler.flush())
