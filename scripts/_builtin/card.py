@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from scripts._builtin.lessons import Lesson
 
 __all__ = ["Figures", "write_card"]
 
+FEW: Final = 5
+"""clips of one person that may count together with those of others"""
 START, END = "<!-- speech: written by scripts/train_builtin -->", "<!-- end of speech -->"
 
 
@@ -53,9 +56,12 @@ def _told(figures: Figures) -> str:
     said = sum(len(lesson.motion) for lesson in figures.spoken)
     grid = [score for score in figures.scores if score.person.startswith("grid ")]
     others = [score for score in figures.scores if not score.person.startswith("grid ")]
+    few = _few(figures.scores)
     rows = [
         _row("all clips", figures.scores),
         _row("their better-synced half", _better(figures.scores)),
+        _row(f"at most {FEW} of each person", few),
+        _row("their better-synced half", _better(few)),
         _row("GRID", grid),
         _row("the others", others),
         _row("the others' better-synced half", _better(others)),
@@ -86,6 +92,17 @@ def _row(name: str, scores: Sequence[Score]) -> str:
         float(np.median([getattr(score, of) for score in scores])) for of in ("opening", "width", "raw_opening")
     )
     return f"| {name} | {len(scores)} | {opening:.3f} | {width:.3f} | {raw:.3f} |"
+
+
+def _few(scores: Sequence[Score]) -> list[Score]:
+    """The first `FEW` of each person."""
+    taken: dict[str, int] = {}
+    kept = []
+    for score in scores:
+        taken[score.person] = taken.get(score.person, 0) + 1
+        if taken[score.person] <= FEW:
+            kept.append(score)
+    return kept
 
 
 def _better(scores: Sequence[Score]) -> list[Score]:

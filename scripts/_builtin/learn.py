@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,11 +27,13 @@ __all__ = [
     "WIDEST_OFFSET",
     "Plan",
     "Score",
+    "Task",
     "aligned",
     "balanced",
     "folds_of",
     "hear",
     "learn",
+    "learn_all",
     "score",
     "usual",
 ]
@@ -36,7 +43,7 @@ Say = Callable[[str], None]
 
 WEIGHTS: Final = (1.0, 0.8, 0.3)
 """how much a mistake of opening, width and raising counts"""
-CORRELATION: Final = (0.5, 0.35)
+CORRELATION: Final = (1.5, 0.5)
 """how much opening and width of a sequence that do not go with the speaker's count"""
 SHUT_BELOW: Final = 0.12
 SHUT_WEIGHT: Final = 2.0
@@ -50,6 +57,9 @@ WIDEST_LEARNED: Final = 5
 LEAST_LIKENESS: Final = 0.15
 """A clip whose mouth goes with its sound less than this, whatever the offset, is left out."""
 CLIPS_A_PERSON: Final = 3
+PROCESSES: Final = 2
+"""that train at once, on one thread each: so they are a fifth faster than one after the other on two threads, and what
+comes out does not depend on how many cores there are"""
 RATE: Final = 2e-3
 DECAY: Final = 0.05
 AVERAGE: Final = 0.98
@@ -62,14 +72,23 @@ class Plan:
     """How long and how much is learned."""
 
     steps: int
-    batch: int = 20
-    spoken: int = 10
+    batch: int = 25
+    spoken: int = 5
     """sequences of synthesised speech in a batch, beside those of people"""
     pressing: float = 0.2
     """how much a mistake of pressing counts"""
     channels: int = 128
     dropout: float = 0.25
     seed: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network to train."""
+
+    name: str
+    people: Sequence[Lesson]
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,48 @@ def learn(people: Sequence[Lesson], spoken: Sequence[Lesson], plan: Plan, say: S
     found = average.module
     assert isinstance(found, Hearing)  # noqa: S101 - it is a copy of the network
     return found.eval()
+
+
+def learn_all(tasks: Sequence[Task], spoken: Sequence[Lesson]) -> list[Hearing]:
+    """Train several networks, `PROCESSES` at a time; what goes on is told to stderr.
+
+    Args:
+        tasks: what each of them learns from, and how long.
+        spoken: synthesised speech, from which all of them learn.
+
+    Returns:
+        in the order of the tasks.
+    """
+    with ProcessPoolExecutor(
+        min(PROCESSES, len(tasks)), multiprocessing.get_context("spawn"), _begin, (tuple(spoken),)
+    ) as pool:
+        found = list(pool.map(_weights, tasks))
+    networks = []
+    for task, weights in zip(tasks, found, strict=True):
+        network = Hearing(task.plan.channels, task.plan.dropout)
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        networks.append(network.eval())
+    return networks
+
+
+_SPOKEN: list[Lesson] = []
+"""in a process of `learn_all`"""
+
+
+def _begin(spoken: Sequence[Lesson]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the parent too, which says so
+    torch.set_num_threads(1)
+    _SPOKEN[:] = spoken
+
+
+def _weights(task: Task) -> dict[str, npt.NDArray[np.generic]]:
+    """Train one, in a process of its own; tensors would cross by shared memory, of which a container has little."""
+    network = learn(task.people, _SPOKEN, task.plan, functools.partial(_tell, task.name))
+    return {name: value.numpy() for name, value in network.state_dict().items()}
+
+
+def _tell(name: str, text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {name}: {text}", file=sys.stderr, flush=True)
 
 
 def _multiplies_bf16() -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from scripts._builtin.babble import babble
 from scripts._builtin.card import Figures, write_card
-from scripts._builtin.learn import Plan, Score, aligned, balanced, folds_of, hear, learn, score, usual
+from scripts._builtin.learn import Plan, Score, Task, aligned, balanced, folds_of, hear, learn, learn_all, score, usual
 from scripts._builtin.lessons import FRAMES, Lesson, columns, draw, lesson_of, padded, silenced
 from scripts._builtin.network import BACK, LENGTH, Dropout, Hearing, save_network, shares
 from scripts._builtin.phonemes import OPEN_VOWELS, Voice, speak
@@ -182,7 +182,7 @@ def test_random_syllables_bring_the_lips_together(language: str):
 
 def test_a_short_training_learns_and_the_score_finds_the_offset():
     pupils = [lesson(f"clip {k}", f"person {k}", seconds=8, seed=k) for k in range(6)]
-    network = learn(balanced(pupils), [], Plan(steps=60, batch=8, spoken=0, channels=32, dropout=0.0), lambda _: None)
+    network = learn(balanced(pupils), [], Plan(steps=120, batch=8, spoken=0, channels=32, dropout=0.0), lambda _: None)
     late = lesson("new", "new", seconds=8, seed=77, offset=2)
     found = score(late, hear([network], late.mel, len(late.motion)))
     assert found.offset == 2
@@ -191,6 +191,18 @@ def test_a_short_training_learns_and_the_score_finds_the_offset():
     opening, width = usual([network], pupils)
     assert 0.2 < opening < 2
     assert width > 0
+
+
+def test_networks_that_are_trained_at_once_are_what_they_are_alone():
+    pupils = [lesson(f"clip {k}", f"person {k}", seed=k) for k in range(2)]
+    spoken = [lesson("said", "flite", seed=9)]
+    plans = [Plan(steps=3, batch=2, spoken=1, channels=8, seed=seed) for seed in (1, 2, 3)]
+    together = learn_all([Task(f"network {plan.seed}", pupils, plan) for plan in plans], spoken)
+    for plan, network in zip(plans, together, strict=True):
+        alone = learn(pupils, spoken, plan, lambda _: None)
+        assert not network.training
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, msg=name)
 
 
 def test_clips_out_of_step_are_corrected_or_left_out():
@@ -246,6 +258,17 @@ def test_the_card_keeps_what_people_wrote(tmp_path: Path):
     assert "`c`" in text
     assert "`b`" not in text
     assert text.count("Pearson") == 1
+
+
+def test_the_card_counts_few_clips_of_those_who_have_many(tmp_path: Path):
+    card = tmp_path / "CARD.md"
+    card.write_text("# Card\n", encoding="utf-8")
+    many = [Score(f"a{k}", "grid a", 0.9, 0.2, 0.9, 0) for k in range(7)]
+    others = [Score(who, who, 0.5, 0.6, 0.5, 0) for who in "bcdefg"]
+    write_card(card, Figures([*many, *others], [lesson("a", "grid a")], [], [], Plan(10), Plan(15), 1))
+    text = card.read_text(encoding="utf-8")
+    assert "| all clips | 13 | 0.900 | 0.200 | 0.900 |" in text
+    assert "| at most 5 of each person | 11 | 0.500 | 0.600 | 0.500 |" in text
 
 
 def test_a_folder_without_clips_is_told(tmp_path: Path):

@@ -322,7 +322,7 @@ def paint(
     tongue_share = np.clip(over / 0.10, 0, 1) * np.clip((0.36 - np.abs(sideways)) / 0.14, 0, 1)
     groove = 0.09 * np.exp(-((sideways / 0.035) ** 2)) * np.clip(over / 0.1, 0, 1)
     tongue = (
-        light.tongue * (0.45 + 1.9 * over - 1.6 * np.clip(over - 0.15, 0, 1) - 1.2 * sideways**2 - groove)[..., None]
+        light.tongue * (0.62 + 3.0 * over - 1.6 * np.clip(over - 0.15, 0, 1) - 1.2 * sideways**2 - groove)[..., None]
     )
     tongue_share = 0.85 * tongue_share**1.3
     jaw = floats(lower * lower_share[..., None] + tongue * (1 - lower_share[..., None]))
