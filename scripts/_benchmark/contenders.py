@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from services.face_prep.face import FaceMaker
 from services.inference.builtin.engine import BuiltinEngine
 from services.inference.engine import Drive
 from services.inference.wav2lip.files import FACE, GENERATOR, GENERATOR_INT8, PLAIN
-from services.inference.wav2lip.network import FacePart, Precision, Wav2LipNetwork, precisions_of
+from services.inference.wav2lip.network import BATCHES, FacePart, Precision, Wav2LipNetwork, precisions_of
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW
 from services.mel_features.mel import whole_file
 from services.mel_features.windows import Windows
@@ -130,11 +131,14 @@ def field(subject: Subject, threads: int) -> list[Entrant]:
         if precision == "int8" and subject.no_int8:
             raise ValueError(subject.no_int8)
         if precision not in networks:
-            networks[precision] = Wav2LipNetwork(subject.folder, "CPU", precision, threads)
+            networks[precision] = Wav2LipNetwork(subject.folder, "CPU", precision, threads, BATCHES)
         return networks[precision]
 
     eight = macs(core.read_model(subject.folder / GENERATOR_INT8)) if not subject.no_int8 else generator
-    frames = {"f32": generator, "bf16": generator, "f16": generator, "int8": eight}
+    fewer = None
+    with contextlib.suppress(*FAILURES):  # told where it is timed
+        fewer = network("f32").fewer_products
+    frames = {"f32": generator if fewer is None else macs(fewer), "bf16": generator, "f16": generator, "int8": eight}
     entrants = [
         _entrant(PYTORCH, "f32", plain, lambda: _PyTorch(subject.module, channels_last=False)),
         _entrant("pytorch_channels_last", "f32", plain, lambda: _PyTorch(subject.module, channels_last=True)),

@@ -30,7 +30,7 @@ from services.inference.builtin.engine import BuiltinEngine, LivingEngine
 from services.inference.builtin.life import FRAMES_A_SECOND
 from services.inference.engine import Drive, Engine, MelWindow
 from services.inference.wav2lip.files import MANIFEST, PLAIN
-from services.inference.wav2lip.network import FacePart, Wav2LipNetwork
+from services.inference.wav2lip.network import BATCHES, FacePart, Wav2LipNetwork
 from services.streamer.compositor import compose
 from shared.messages import Face
 
@@ -183,7 +183,7 @@ def _takes_wav2lip(job: Job) -> bool:
 
 def _network(job: Job) -> Wav2LipNetwork:
     try:
-        return Wav2LipNetwork(job.model or job.wav2lip_models, job.device, job.precision)
+        return Wav2LipNetwork(job.model or job.wav2lip_models, job.device, job.precision, batches=BATCHES)
     except ValueError as error:
         raise RenderError(str(error)) from error
 

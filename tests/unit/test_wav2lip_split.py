@@ -9,9 +9,11 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from scripts._benchmark.peak import macs
 from services.inference.wav2lip import files
-from services.inference.wav2lip.network import Wav2LipNetwork
+from services.inference.wav2lip.network import Wav2LipNetwork, _FewerProducts
 from services.inference.wav2lip.split import AUDIO, FACES, SKIPS, SplitError, split
+from services.inference.wav2lip.winograd import with_fewer_products
 from tests import budgets
 from tests.networks import seeded_crops, seeded_mels
 from tests.unit.test_wav2lip import build
@@ -58,6 +60,50 @@ def test_both_parts_draw_what_the_plain_network_draws(
     one_face = generator({AUDIO: mels, **{name: shares[name][:1] for name in SKIPS}})[0]
     np.testing.assert_allclose(one_face[0], wanted[0], rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
     assert np.abs(one_face[1] - wanted[1]).max() > budgets.WAV2LIP_PICTURE_STD, "another face"
+
+
+def test_fewer_products_draw_the_same(plain: ov.Model) -> None:
+    faces, mels = inputs(7)
+    both = split(plain)
+    before = [node.get_friendly_name() for node in both.generator.get_ordered_ops()]
+    fewer = with_fewer_products(both.generator)
+    assert fewer is not None
+    assert [node.get_friendly_name() for node in both.generator.get_ordered_ops()] == before
+    assert macs(fewer) < budgets.WAV2LIP_FEWER_PRODUCTS * macs(both.generator)
+    shares = compiled(both.face)({FACES: faces})
+    wanted = compiled(plain)({FACES: faces, AUDIO: mels})[0][:, :, 48:]
+    got = compiled(fewer)({AUDIO: mels, **{name: shares[name] for name in SKIPS}})[0]
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
+
+    drawer = _FewerProducts(fewer, (1, 4), compiled)
+    each = drawer.infer({AUDIO: mels, **{name: shares[name] for name in SKIPS}}, share_inputs=True)[0]
+    np.testing.assert_allclose(each, wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
+    same = np.repeat(faces[:1], 7, axis=0)
+    wanted = compiled(plain)({FACES: same, AUDIO: mels})[0][:, :, 48:]
+    together = drawer.infer({AUDIO: mels, **{name: shares[name][:1] for name in SKIPS}}, share_inputs=True)[0]
+    np.testing.assert_allclose(together, wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
+
+
+def test_a_generator_without_such_convolutions_stays(plain: ov.Model) -> None:
+    assert with_fewer_products(split(plain).face) is None
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_faster_way_in_32_bits_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    def timed(_self: Wav2LipNetwork, request: Any) -> float:
+        return float(isinstance(request, _FewerProducts) is not faster)
+
+    monkeypatch.setattr(Wav2LipNetwork, "_time_ms", timed)
+    network = Wav2LipNetwork(folder, precision="f32", batches=(1, 2))
+    assert ("half of the products" in network.choice) is faster
+    parts = network.prepare(seeded_crops(2, 5))
+    mels = seeded_mels(3, 5)
+    got = network.draw_exactly([parts[0], parts[0], parts[0]], mels)
+    np.testing.assert_allclose(
+        got[2], network.draw_exactly([parts[0]], mels[2:])[0], rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE
+    )
+    assert got.shape == (3, 3, 48, 96)
+    assert np.abs(got[1] - network.draw_exactly([parts[1]], mels[1:2])[0]).max() > budgets.WAV2LIP_PICTURE_STD
 
 
 def test_the_plain_network_is_left_as_it_was(plain: ov.Model) -> None:

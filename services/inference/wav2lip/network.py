@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -20,8 +20,10 @@ from services.inference.wav2lip.files import (
     read_manifest,
 )
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW, SKIPS, SplitError, split
+from services.inference.wav2lip.winograd import with_fewer_products
 
 __all__ = [
+    "BATCHES",
     "FACE_SIZE",
     "GATE_DB",
     "LOWER_ROWS",
@@ -48,6 +50,8 @@ WARM_UP: Final = 4
 """frames before a precision is timed"""
 TIMED: Final = 9
 """frames that are timed; their median counts"""
+BATCHES: Final = (1, 2, 4)
+"""windows that are drawn at once where nobody waits"""
 WORTH: Final = 0.92
 """a lower precision is taken if it needs at most this share of the time"""
 
@@ -74,6 +78,44 @@ class FacePart:
     """the face's share of each level of the decoder, (1, c, h, w); empty for a network that could not be split"""
 
 
+class _FewerProducts:
+    """A generator whose convolutions were rewritten, compiled for each batch that is drawn at once.
+
+    OpenVINO joins the sums of rows only where the batch is fixed.
+    """
+
+    def __init__(self, generator: Any, batches: Sequence[int], compile_: Callable[[Any], Any]) -> None:
+        self._generator = generator
+        self._compile = compile_
+        self._batches = sorted(batches, reverse=True)
+        self._requests: dict[int, Any] = {}
+        self._request(1)
+
+    def infer(self, inputs: dict[str, Float32], *, share_inputs: bool) -> list[Float32]:
+        """Draw; as `ov.InferRequest.infer`."""
+        mels = inputs[AUDIO]
+        shared = len(inputs[SKIPS[0]]) == 1
+        drawn = []
+        at = 0
+        while at < len(mels):
+            size = next(size for size in self._batches if size <= (len(mels) - at if shared else 1))
+            piece = {AUDIO: mels[at : at + size]}
+            piece.update({name: inputs[name] if shared else inputs[name][at : at + 1] for name in SKIPS})
+            drawn.append(self._request(size).infer(piece, share_inputs=share_inputs)[0].copy())
+            at += size
+        return [np.concatenate(drawn)]
+
+    def _request(self, size: int) -> Any:
+        if size not in self._requests:
+            network = self._generator.clone()
+            shapes = {port: port.get_partial_shape() for port in network.inputs}
+            for port, shape in shapes.items():
+                shape[0] = size if AUDIO in port.get_names() else 1
+            network.reshape(shapes)
+            self._requests[size] = self._compile(network).create_infer_request()
+        return self._requests[size]
+
+
 class Wav2LipNetwork:
     """Draws with a converted Wav2Lip. Used by one thread.
 
@@ -85,17 +127,29 @@ class Wav2LipNetwork:
         precision: type in which the device computes. "auto" times those that the device has, of the ones that are near
             enough to the original, and takes the fastest.
         threads: processor threads; 0 leaves them to OpenVINO.
+        batches: windows of one face that are drawn at once at most where the network was rewritten for that number,
+            1 among them. Each more needs memory and, the first time, a second.
 
     Raises:
         ValueError: no such file, network, device or precision; the text says what to do.
     """
 
-    def __init__(self, model: Path, device: str = "CPU", precision: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Path,
+        device: str = "CPU",
+        precision: str = "auto",
+        threads: int = 0,
+        batches: Sequence[int] = (1,),
+    ) -> None:
         if precision not in ("auto", *get_args(Precision)):
             raise ValueError(f"precision {precision!r}: must be auto, {', '.join(get_args(Precision))}")
         self._core = ov.Core()
         self._device = device
         self._threads = threads
+        self._batches = batches
+        self.fewer_products: Any = None
+        """the generator with fewer products, where that is what draws in 32 bits; else None"""
         self._folder = _folder_of(model)
         self._plain_path = model if self._folder is None else self._folder / PLAIN
         self.manifest = read_manifest(self._folder) if self._folder else None
@@ -205,7 +259,7 @@ class Wav2LipNetwork:
             request = self._compile(plain, precision).create_infer_request()
             return request, precision, f"whole network in {precision}, it could not be split: {self._why_whole}"
         if wanted != "auto":
-            return self._in(generator, wanted), wanted, "as set"  # type: ignore[arg-type,return-value]
+            return self._in(generator, wanted), wanted, f"as set{self._told_products()}"  # type: ignore[arg-type,return-value]
         times: dict[Precision, float] = {}
         best: tuple[Any, Precision] | None = None
         for precision in self._candidates(able):
@@ -217,7 +271,8 @@ class Wav2LipNetwork:
         if best is None:
             raise ValueError(f"{self._plain_path}: the device {self._device} computes in none of {', '.join(able)}")
         told = ", ".join(f"{name} {ms:.1f} ms" for name, ms in times.items())
-        return *best, f"fastest of {told} a frame on {self._device}"
+        told_products = self._told_products() if best[1] == "f32" else ""
+        return *best, f"fastest of {told} a frame on {self._device}{told_products}"
 
     def _candidates(self, able: list[Precision]) -> list[Precision]:
         """Precisions worth timing, the most exact first."""
@@ -242,6 +297,8 @@ class Wav2LipNetwork:
 
     def _in(self, generator: Any, precision: Precision) -> Any:
         """The generator in a precision, ready to run."""
+        if precision == "f32":
+            return self._in_float32(generator)
         if precision != "int8":
             return self._compile(generator, precision).create_infer_request()
         path = self._folder / GENERATOR_INT8 if self._folder is not None else None
@@ -249,6 +306,22 @@ class Wav2LipNetwork:
             raise ValueError(f"{self._plain_path}: there is no 8-bit model beside it; {REMEDY}")
         rest: Precision = "bf16" if "bf16" in self._able() else "f32"
         return self._compile(_read(self._core, path), rest).create_infer_request()
+
+    def _in_float32(self, generator: Any) -> Any:
+        """The generator as it is, or with fewer products, whichever is faster here."""
+        directly = self._compile(generator, "f32").create_infer_request()
+        fewer = with_fewer_products(generator) if self._device == "CPU" else None
+        if fewer is None:
+            return directly
+        drawer = _FewerProducts(fewer, self._batches, lambda network: self._compile(network, "f32"))
+        times = self._time_ms(directly), self._time_ms(drawer)
+        if times[1] > times[0]:
+            return directly
+        self.fewer_products = fewer
+        return drawer
+
+    def _told_products(self) -> str:
+        return ", 3x3 convolutions with half of the products" if self.fewer_products is not None else ""
 
     def _time_ms(self, request: Any) -> float:
         """Median time of a frame."""
