@@ -85,7 +85,7 @@ class _FewerProducts:
     """
 
     def __init__(self, generator: Any, batches: Sequence[int], compile_: Callable[[Any], Any]) -> None:
-        self._generator = generator
+        self._generator: Any = generator
         self._compile = compile_
         self._batches = sorted(batches, reverse=True)
         self._requests: dict[int, Any] = {}
@@ -113,6 +113,8 @@ class _FewerProducts:
                 shape[0] = size if AUDIO in port.get_names() else 1
             network.reshape(shapes)
             self._requests[size] = self._compile(network).create_infer_request()
+            if len(self._requests) == len(self._batches):
+                self._generator = None  # its weights are no longer needed
         return self._requests[size]
 
 
@@ -148,8 +150,8 @@ class Wav2LipNetwork:
         self._device = device
         self._threads = threads
         self._batches = batches
-        self.fewer_products: Any = None
-        """the generator with fewer products, where that is what draws in 32 bits; else None"""
+        self.fewer_products = False
+        """whether it draws in 32 bits with fewer products"""
         self._folder = _folder_of(model)
         self._plain_path = model if self._folder is None else self._folder / PLAIN
         self.manifest = read_manifest(self._folder) if self._folder else None
@@ -317,11 +319,11 @@ class Wav2LipNetwork:
         times = self._time_ms(directly), self._time_ms(drawer)
         if times[1] > times[0]:
             return directly
-        self.fewer_products = fewer
+        self.fewer_products = True
         return drawer
 
     def _told_products(self) -> str:
-        return ", 3x3 convolutions with half of the products" if self.fewer_products is not None else ""
+        return ", 3x3 convolutions with half of the products" if self.fewer_products else ""
 
     def _time_ms(self, request: Any) -> float:
         """Median time of a frame."""
