@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from scripts._builtin.learn import Plan, Score
+from scripts._builtin.learn import Plan, Score, few_of_each
 from scripts._builtin.lessons import Lesson
 
 __all__ = ["Figures", "write_card"]
@@ -56,7 +56,7 @@ def _told(figures: Figures) -> str:
     said = sum(len(lesson.motion) for lesson in figures.spoken)
     grid = [score for score in figures.scores if score.person.startswith("grid ")]
     others = [score for score in figures.scores if not score.person.startswith("grid ")]
-    few = _few(figures.scores)
+    few = few_of_each(figures.scores, FEW)
     rows = [
         _row("all clips", figures.scores),
         _row("their better-synced half", _better(figures.scores)),
@@ -92,17 +92,6 @@ def _row(name: str, scores: Sequence[Score]) -> str:
         float(np.median([getattr(score, of) for score in scores])) for of in ("opening", "width", "raw_opening")
     )
     return f"| {name} | {len(scores)} | {opening:.3f} | {width:.3f} | {raw:.3f} |"
-
-
-def _few(scores: Sequence[Score]) -> list[Score]:
-    """The first `FEW` of each person."""
-    taken: dict[str, int] = {}
-    kept = []
-    for score in scores:
-        taken[score.person] = taken.get(score.person, 0) + 1
-        if taken[score.person] <= FEW:
-            kept.append(score)
-    return kept
 
 
 def _better(scores: Sequence[Score]) -> list[Score]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ __all__ = [
     "Task",
     "aligned",
     "balanced",
+    "few_of_each",
     "folds_of",
     "hear",
     "learn",
@@ -104,6 +105,9 @@ class Score:
     """Pearson r as it is"""
     offset: int
     """video frames by which the speaker's picture is behind"""
+
+
+OfPerson = TypeVar("OfPerson", Lesson, Score)
 
 
 def learn(people: Sequence[Lesson], spoken: Sequence[Lesson], plan: Plan, say: Say) -> Hearing:
@@ -259,18 +263,19 @@ def hear(networks: Sequence[Hearing], mel: Floats, frames: int, pressing: Hearin
 
 def usual(networks: Sequence[Hearing], lessons: Sequence[Lesson]) -> tuple[float, float]:
     """What networks say of people: 95th percentile of the opening, twice the standard deviation of the width."""
-    said = np.concatenate([hear(networks, lesson.mel, len(lesson.motion)) for lesson in _few(lessons)])
+    few = few_of_each(lessons, CLIPS_A_PERSON)
+    said = np.concatenate([hear(networks, lesson.mel, len(lesson.motion)) for lesson in few])
     return float(np.quantile(said[:, 0] + said[:, 2], 0.95)), float(2 * said[:, 1].std())
 
 
-def _few(lessons: Sequence[Lesson]) -> list[Lesson]:
-    """A few clips of each person."""
+def few_of_each(clips: Sequence[OfPerson], most: int) -> list[OfPerson]:
+    """The first clips of each person, `most` at most."""
     taken: dict[str, int] = {}
     kept = []
-    for lesson in lessons:
-        taken[lesson.person] = taken.get(lesson.person, 0) + 1
-        if taken[lesson.person] <= CLIPS_A_PERSON:
-            kept.append(lesson)
+    for clip in clips:
+        taken[clip.person] = taken.get(clip.person, 0) + 1
+        if taken[clip.person] <= most:
+            kept.append(clip)
     return kept
 
 

@@ -6,8 +6,8 @@ and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2016) needs si
 along the height alone, so the sums are of whole rows, which cost little beside what is left: six convolutions with
 kernels of one row. Layers that follow each other hand on the rows apart, by their number modulo four.
 
-OpenVINO's plugin for processors multiplies directly, so this is faster where it computes in 32 bits. In 16 bits the
-sums would cost too much of the picture. The result is the same up to rounding.
+OpenVINO's plugin for processors multiplies directly, so this is faster where it computes in 32 bits, and the result is
+the same up to rounding. It is not meant for fewer bits, which the sums would need.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset8 as ops
 
-__all__ = ["ROWS", "with_fewer_products"]
+__all__ = ["with_fewer_products"]
 
 ROWS: Final = 4
 """of the output that are computed together"""
@@ -143,7 +143,9 @@ def _rewrite(chain: Sequence[_Layer]) -> None:
     readers = list(last.end.output(0).get_target_inputs())
     parts = _apart(first.source, rows + above)
     for layer in chain:
-        made = [_plus_added(row, layer, k, rows + above) for k, row in enumerate(_multiplied(layer, parts))]
+        constant = layer.added.get_node().get_type_name() == "Constant"
+        added = [layer.added] * ROWS if constant else _apart(layer.added, rows + above)
+        made = [ops.add(row, more) for row, more in zip(_multiplied(layer, parts), added, strict=True)]
         parts = [ops.relu(row) if layer.end.get_type_name() == "Relu" else ops.sigmoid(row) for row in made]
     # Beside each other and read anew as under each other, the rows are in their order again.
     together = np.array([0, len(last.weights), rows + above, width], np.int64)
@@ -172,12 +174,6 @@ def _multiplied(layer: _Layer, parts: Sequence[Any]) -> list[Any]:
         weights = ops.constant(made.astype(np.float32))
         products.append(ops.convolution(rows, weights, (1, 1), (0, 1), (0, 1), (1, 1)))
     return _sums_of_products(products)
-
-
-def _plus_added(row: Any, layer: _Layer, k: int, rows: int) -> Any:
-    if layer.added.get_node().get_type_name() == "Constant":
-        return ops.add(row, layer.added)
-    return ops.add(row, _apart(layer.added, rows)[k])
 
 
 def _sums_of_input(parts: Sequence[Any]) -> list[Any]:
