@@ -27,6 +27,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from scripts._wav2lip.calibration import CROP_SIDE, Samples
+from services.inference.wav2lip.network import ROUNDED_IN_FLOAT32, multiplies_bytes
 from services.inference.wav2lip.split import AUDIO, FACES, OUTPUT, SKIPS
 
 os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF tells its makers that it was used, over the network
@@ -328,7 +329,7 @@ def _by_nncf(exact: ov.Model, windows: _Windows) -> ov.Model:
             # The joints read what the face half made, in 32 bits; the residuals are seen to below.
             ignored_scope=nncf.IgnoredScope(names=sums),
             advanced_parameters=AdvancedQuantizationParameters(
-                # Half the range for weights helps processors without VNNI only, where 8 bits gain little anyway.
+                # Half the range for weights helps processors without VNNI only, which draw in 32 bits anyway.
                 overflow_fix=OverflowFix.DISABLE,
                 # The largest activation of all windows, not the usual mean of each one's: the worst window counts.
                 activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
@@ -381,7 +382,10 @@ def _mixed(quantised: ov.Model, exact: ov.Model, kept: Sequence[str]) -> ov.Mode
 
 def _compile(model: ov.Model) -> ov.CompiledModel:
     # What is not in 8 bits is in 32, whatever the processor would choose.
-    return ov.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"})
+    hints = {} if multiplies_bytes() else ROUNDED_IN_FLOAT32
+    return ov.Core().compile_model(
+        model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **hints}
+    )
 
 
 def _draw(model: ov.Model, windows: _Windows, batches: Sequence[Sequence[int]]) -> Float32:

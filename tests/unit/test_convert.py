@@ -24,13 +24,15 @@ from openvino import opset13 as ops
 from torch import Tensor, nn
 
 from scripts._wav2lip import model_folder
-from scripts._wav2lip.accuracy import compare
+from scripts._wav2lip.accuracy import compare, draw_lower
+from scripts._wav2lip.calibration import samples
 from scripts._wav2lip.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from scripts._wav2lip.convert import plain_ir
 from scripts._wav2lip.model_folder import FolderError, check_place, new_folder
 from scripts._wav2lip.network import Block, Wav2Lip
+from services.inference.wav2lip import network as wav2lip_network
 from services.inference.wav2lip.files import digest, read_manifest
-from services.inference.wav2lip.network import Wav2LipNetwork
+from services.inference.wav2lip.network import GATE_DB, Wav2LipNetwork, precisions_of
 from tests import budgets
 from tests.networks import seeded_crops, seeded_mels, seeded_wav2lip, stacked
 
@@ -462,7 +464,9 @@ def test_a_checkpoint_is_converted(module: Wav2Lip, checkpoint: Path, tmp_path: 
     assert np.abs(lower - wanted[:, :, 48:]).max() < budgets.CONVERT_DIFFERENCE
 
 
-def test_a_network_of_others_is_split_and_quantised_without_pytorch(ir16: Path, tmp_path: Path) -> None:
+def test_a_network_of_others_is_split_and_quantised_without_pytorch(
+    ir16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "out"
     result = run("--from-ir", ir16, "--out", folder, *QUICK, code=WITHOUT_TORCH)
     assert result.returncode == 0, result.stderr
@@ -472,9 +476,18 @@ def test_a_network_of_others_is_split_and_quantised_without_pytorch(ir16: Path, 
     assert manifest.source == "ir"
     assert manifest.precisions["f32"].max_difference < budgets.CONVERT_DIFFERENCE
     assert "int8" in manifest.precisions
+    assert manifest.precisions["int8"].worst_psnr_db >= GATE_DB
     assert "generator_int8.xml" in result.stdout
     assert (folder / "generator_int8.bin").stat().st_size < (folder / "generator.bin").stat().st_size
     assert not leftovers(tmp_path)
+
+    # A processor that cannot add up bytes draws the same picture, worked out in 32 bits.
+    held_out = samples(8, seed=0, held_out=True)
+    exactly = draw_lower(Wav2LipNetwork(folder, precision="f32"), held_out)
+    monkeypatch.setattr(wav2lip_network, "multiplies_bytes", lambda: False)
+    network = Wav2LipNetwork(folder, precision="int8")
+    assert compare(draw_lower(network, held_out), exactly).worst_psnr_db >= GATE_DB
+    assert "int8" not in precisions_of("CPU", ["FP32", "INT8"])
 
 
 def other_network(folder: Path, audio: str = "audio_sequences") -> Path:

@@ -18,6 +18,7 @@ from scripts._wav2lip.calibration import DEMO_BOX, DEMO_FACE, CalibrationError, 
 from scripts._wav2lip.convert import plain_ir
 from scripts._wav2lip.network import Block
 from scripts._wav2lip.quantise import LAYERS, Quantised, QuantiseError, quantise
+from services.inference.wav2lip.network import ROUNDED_IN_FLOAT32, multiplies_bytes
 from services.inference.wav2lip.split import AUDIO, FACES, OUTPUT, SKIPS, Split, split
 from tests import budgets
 from tests.networks import seeded_wav2lip, stacked
@@ -59,13 +60,15 @@ def mixed(parts: Split) -> Quantised:
     return quantise(parts.face, parts.generator, CALIBRATION, HELD_OUT, budgets.QUANTISE_GATE_DB)
 
 
-def compiled(model: ov.Model) -> ov.CompiledModel:
-    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+def compiled(model: ov.Model, **hints: str) -> ov.CompiledModel:
+    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **hints})
 
 
 def drawn(face: ov.Model, generator: ov.Model) -> npt.NDArray[np.float64]:
+    hints = {} if multiplies_bytes() else ROUNDED_IN_FLOAT32
     shares = compiled(face)({FACES: stacked(HELD_OUT.crops)})
-    picture = compiled(generator)({AUDIO: HELD_OUT.mels[:, None], **{name: shares[name] for name in SKIPS}})[OUTPUT]
+    inputs = {AUDIO: HELD_OUT.mels[:, None], **{name: shares[name] for name in SKIPS}}
+    picture = compiled(generator, **hints)(inputs)[OUTPUT]
     return np.asarray(255.0 * picture.astype(np.float64))
 
 

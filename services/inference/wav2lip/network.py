@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -30,10 +30,12 @@ __all__ = [
     "MEL_BANDS",
     "MEL_FLOOR",
     "MEL_FRAMES",
+    "ROUNDED_IN_FLOAT32",
     "FacePart",
     "Precision",
     "Wav2LipNetwork",
     "masked",
+    "multiplies_bytes",
     "precisions_of",
 ]
 
@@ -63,6 +65,9 @@ REMEDY: Final = (
 )
 CAPABILITY: Final[dict[Precision, str]] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 """OpenVINO's word for what a device can"""
+ROUNDED_IN_FLOAT32: Final = {"LP_TRANSFORMS_MODE": "NO"}
+"""With it OpenVINO's CPU plugin rounds to 8 bits as an 8-bit network says and multiplies in 32. Slow, but these are the
+pictures of a processor that adds in 32 bits: one with AVX2 alone adds pairs of products in 16, which overflow."""
 
 Float32 = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -307,7 +312,8 @@ class Wav2LipNetwork:
         if path is None or not path.is_file():
             raise ValueError(f"{self._plain_path}: there is no 8-bit model beside it; {REMEDY}")
         rest: Precision = "bf16" if "bf16" in self._able() else "f32"
-        return self._compile(_read(self._core, path), rest).create_infer_request()
+        hints = {} if self._device != "CPU" or multiplies_bytes() else ROUNDED_IN_FLOAT32
+        return self._compile(_read(self._core, path), rest, hints).create_infer_request()
 
     def _in_float32(self, generator: Any) -> Any:
         """The generator as it is, or with fewer products, whichever is faster here."""
@@ -340,8 +346,8 @@ class Wav2LipNetwork:
             raise ValueError(f"{self._plain_path}: the network answers with numbers that are not finite; {REMEDY}")
         return float(np.median(times[WARM_UP:])) * 1000.0
 
-    def _compile(self, network: Any, precision: Precision) -> Any:
-        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    def _compile(self, network: Any, precision: Precision, more: Mapping[str, str] | None = None) -> Any:
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **(more or {})}
         if self._threads and self._device == "CPU":
             hints["INFERENCE_NUM_THREADS"] = self._threads
         try:
@@ -382,10 +388,10 @@ def precisions_of(device: str, words: Sequence[str]) -> list[Precision]:
         words: its OPTIMIZATION_CAPABILITIES.
     """
     able: list[Precision] = [name for name in get_args(Precision) if CAPABILITY[name] in words]
-    return able if device != "CPU" or _multiplies_bytes() else [name for name in able if name != "int8"]
+    return able if device != "CPU" or multiplies_bytes() else [name for name in able if name != "int8"]
 
 
-def _multiplies_bytes() -> bool:
+def multiplies_bytes() -> bool:
     """Whether the processor adds products of 8 bits in 32; those that add them in 16 may overflow."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
