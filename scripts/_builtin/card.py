@@ -11,6 +11,8 @@ import numpy as np
 
 from scripts._builtin.learn import Plan, Score, few_of_each
 from scripts._builtin.lessons import Lesson
+from scripts._builtin.network import KERNEL
+from services.mel_features.mel import MEL_RATE_HZ
 
 __all__ = ["Figures", "write_card"]
 
@@ -67,12 +69,14 @@ def _told(figures: Figures) -> str:
         _row("the others' better-synced half", _better(others)),
     ]
     plan, pressing = figures.plan, figures.pressing
+    window_s = (KERNEL + (KERNEL - 1) * sum(pressing.dilations)) / MEL_RATE_HZ
     many = f"{figures.networks} networks of the same form, their mean" if figures.networks > 1 else "one network"
     left_out = ", ".join(f"`{name}`" for name in figures.left_out) or "none"
     return f"""\
 Opening and width: {many}; {plan.steps} steps of {plan.batch} sequences of people and
-{plan.spoken} of synthesised speech. Pressing: one more of that form, which has heard nobody; {pressing.steps} steps of
-{pressing.spoken} sequences of synthesised speech. Seeds fixed. Learned from {len(figures.lessons)} clips of {people}
+{plan.spoken} of synthesised speech. Pressing: a smaller one ({pressing.channels} channels, {window_s:.1f} s) that
+has heard nobody; {pressing.steps} steps of {pressing.spoken} sequences of synthesised speech. Seeds fixed.
+Learned from {len(figures.lessons)} clips of {people}
 people ({frames} frames), and {len(figures.spoken)} sentences of espeak-ng and flite ({said} frames).
 
 Pearson r with the speaker's own lips, medians over clips, of people who were not learned from (five folds by person,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scripts._builtin.lessons import FRAMES, Batch, Lesson, columns, draw, padded
-from scripts._builtin.network import Hearing, shares
+from scripts._builtin.network import DILATIONS, Hearing, shares
 from services.inference.builtin.drive import on_level
 
 __all__ = [
@@ -79,6 +79,7 @@ class Plan:
     pressing: float = 0.2
     """how much a mistake of pressing counts"""
     channels: int = 128
+    dilations: tuple[int, ...] = DILATIONS
     dropout: float = 0.25
     seed: int = 1
 
@@ -124,7 +125,7 @@ def learn(people: Sequence[Lesson], spoken: Sequence[Lesson], plan: Plan, say: S
     """
     torch.manual_seed(plan.seed)
     rng = np.random.default_rng(plan.seed)
-    network = Hearing(plan.channels, plan.dropout).train()
+    network = Hearing(plan.channels, plan.dropout, plan.dilations).train()
     average = torch.optim.swa_utils.AveragedModel(
         network,
         multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE),  # type: ignore[no-untyped-call]
@@ -171,7 +172,7 @@ def learn_all(tasks: Sequence[Task], spoken: Sequence[Lesson]) -> list[Hearing]:
         found = list(pool.map(_weights, tasks))
     networks = []
     for task, weights in zip(tasks, found, strict=True):
-        network = Hearing(task.plan.channels, task.plan.dropout)
+        network = Hearing(task.plan.channels, task.plan.dropout, task.plan.dilations)
         network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         networks.append(network.eval())
     return networks

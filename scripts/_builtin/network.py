@@ -9,6 +9,7 @@ windows share their work; in a service only the last column is wanted, so there 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +19,25 @@ from torch import Tensor, nn
 
 from services.mel_features.mel import MEL_BANDS
 
-__all__ = ["AHEAD", "BACK", "LENGTH", "OUTPUTS", "Dropout", "Ensemble", "Hearing", "save_network", "shares"]
+__all__ = [
+    "AHEAD",
+    "BACK",
+    "KERNEL",
+    "LENGTH",
+    "OUTPUTS",
+    "PRESSING_DILATIONS",
+    "Dropout",
+    "Ensemble",
+    "Hearing",
+    "save_network",
+    "shares",
+]
 
 AHEAD: Final = 7
 """mel frames from the beginning of a video frame on: 75 ms, and 25 ms that the last STFT window reaches further"""
 DILATIONS: Final = (1, 1, 2, 2, 4, 4, 8, 8, 16)
+PRESSING_DILATIONS: Final = (1, 1, 2, 2, 4, 4, 8, 8)
+"""of the network that tells of pressing: p, b and m are heard in the 0.7 s before and the tenth of a second after"""
 KERNEL: Final = 3
 LENGTH: Final = KERNEL + (KERNEL - 1) * sum(DILATIONS)
 """mel frames that one result depends on"""
@@ -61,12 +76,18 @@ class _Block(nn.Module):
         self.normalisation = nn.BatchNorm1d(channels)
         self.dropout = Dropout(dropout)
 
-    def forward(self, values: Tensor, spacing: int) -> Tensor:
-        """Read columns that already lie `spacing` mel frames apart."""
+    def forward(self, values: Tensor, spacing: int = 1, stride: int = 1) -> Tensor:
+        """Read columns that lie `spacing` mel frames apart.
+
+        Returns:
+            each `stride`-th column of what is made, the last among them.
+        """
         step = self.dilation // spacing
-        made = nn.functional.conv1d(values, self.convolution.weight, dilation=step)
+        reach = (KERNEL - 1) * step
+        values = values[:, :, (values.shape[2] - reach - 1) % stride :]
+        made = nn.functional.conv1d(values, self.convolution.weight, dilation=step, stride=stride)
         made = self.dropout(torch.relu(self.normalisation(made)))
-        added: Tensor = values[:, :, (KERNEL - 1) * step :] + made
+        added: Tensor = values[:, :, reach::stride] + made
         return added
 
 
@@ -76,10 +97,14 @@ class Hearing(nn.Module):
     Args:
         channels: of the layers over time.
         dropout: share of the values that is left out in training.
+        dilations: of the layers over time; with fewer of them it looks less far back.
     """
 
-    def __init__(self, channels: int = 128, dropout: float = 0.1) -> None:
+    def __init__(self, channels: int = 128, dropout: float = 0.1, dilations: Sequence[int] = DILATIONS) -> None:
         super().__init__()
+        self.dilations = tuple(dilations)
+        self.unheard = LENGTH - (KERNEL + (KERNEL - 1) * sum(dilations))
+        """first mel frames of a window that it does not look at"""
         first, second = FRONT_CHANNELS
         self.front = nn.Sequential(
             nn.Conv2d(1, first, (5, KERNEL), (2, 1), (2, 0), bias=False),
@@ -90,7 +115,7 @@ class Hearing(nn.Module):
             nn.ReLU(),
         )
         self.mix = nn.Conv1d(second * MEL_BANDS // 4, channels, 1)
-        self.blocks = nn.ModuleList(_Block(channels, dilation, dropout) for dilation in DILATIONS)
+        self.blocks = nn.ModuleList(_Block(channels, dilation, dropout) for dilation in dilations)
         self.head = nn.Sequential(
             nn.Conv1d(channels, HEAD_CHANNELS, 1), nn.ReLU(), nn.Conv1d(HEAD_CHANNELS, len(OUTPUTS), 1)
         )
@@ -104,25 +129,26 @@ class Hearing(nn.Module):
         Returns:
             (n, 4, t - `LENGTH` + 1): column j hears mel frames j to j + `LENGTH` - 1; of pressing the logit.
         """
-        values = self._mixed(mel)
+        values = self._mixed(mel[:, :, self.unheard :])
         for block in self.blocks:
-            values = block(values, 1)
+            values = block(values)
         found: Tensor = self.head(values)
         return found
 
     def window(self, mel: Tensor) -> Tensor:
         """Hear windows: (n, 80, `LENGTH`) to (n, 4), the same as `forward`."""
-        values, spacing = self._mixed(mel), 1
-        for block, dilation in zip(self.blocks, DILATIONS, strict=True):
-            while spacing < dilation:
-                values, spacing = values[:, :, (values.shape[2] - 1) % 2 :: 2], 2 * spacing
-            values = block(values, spacing)
+        values, spacing = self._mixed(mel[:, :, self.unheard :]), 1
+        for block, following in zip(self.blocks, (*self.dilations[1:], 0), strict=True):
+            stride = max(1, following // spacing)
+            values, spacing = block(values, spacing, stride), spacing * stride
         found: Tensor = self.head(values)
         return found[:, :, -1]
 
     def _mixed(self, mel: Tensor) -> Tensor:
         values = self.front(mel[:, None])
-        mixed: Tensor = torch.relu(self.mix(values.flatten(1, 2)))
+        # One convolution over all heights: to flatten them first would have OpenVINO lay everything out anew.
+        weight = self.mix.weight.view(-1, values.shape[1], values.shape[2], 1)
+        mixed: Tensor = torch.relu(nn.functional.conv2d(values, weight, self.mix.bias)[:, :, 0])
         return mixed
 
 

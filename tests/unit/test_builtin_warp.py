@@ -140,7 +140,7 @@ def test_upper_teeth_do_not_move_with_the_mouth(engine: BuiltinEngine, smiling: 
     near = interior.shown(np.array([0, 5], np.float32), rim, part)
     far = interior.shown(np.array([0, 30], np.float32), rim, part)
     teeth = interior.skull_share > 0.999
-    assert np.array_equal(near[teeth], far[teeth])
+    assert np.abs(near - far)[:, teeth].max() < 0.5  # of a level
     assert (near != far).any()  # while the jaw goes
 
 
@@ -148,9 +148,9 @@ def test_painted_teeth_keep_their_light_and_place(engine: BuiltinEngine, drawn: 
     interior = engine.prepare(drawn).interior
     teeth = interior.skull_share > 0.99
     assert teeth.any()
-    blue, green, red = np.median(interior.skull[teeth], axis=0)
+    blue, green, red = np.median(interior.skull[:, teeth], axis=1)
     assert red > green > blue  # ivory, not grey
-    luma = interior.skull[teeth] @ LUMA
+    luma = LUMA @ interior.skull[:, teeth]
     skin = drawn.photo[300, 200] @ LUMA
     assert 0.6 * skin < np.median(luma) < 1.4 * skin
 
@@ -175,6 +175,14 @@ def test_silence_is_exactly_the_rest_patch(engine: BuiltinEngine, smiling: Face)
     loud = np.full((80, engine.window.length), 1.0, np.float32)
     for quiet in (Drive(silence, 1.0), Drive(silence, 0.0), Drive(loud, 0.0)):
         assert np.array_equal(engine.render([state], [quiet])[0].image, state.rest)
+
+
+def test_a_frame_does_not_depend_on_those_before(engine: BuiltinEngine, drawn: Face, smiling: Face):
+    for face in (drawn, smiling):
+        state = engine.prepare(face)
+        first = [engine.posed(state, motion).image for motion in SHAPES]
+        for motion, image in zip(SHAPES[::-1], first[::-1], strict=True):
+            assert np.array_equal(engine.posed(state, motion).image, image)
 
 
 def test_two_engines_agree(drawn: Face):
@@ -339,7 +347,7 @@ def test_teeth_that_a_photo_hides_are_painted_beside_those_that_it_shows(engine:
     inner = engine.prepare(msgspec.structs.replace(drawn, photo=photo, landmarks=landmarks)).interior
     row = top + 4 - (inner.y + drawn.mask_y)
     assert inner.skull_share[row, left + 14 - (inner.x + drawn.mask_x)] > 0.9
-    assert inner.skull[row, left + 14 - (inner.x + drawn.mask_x)] @ LUMA > 190
+    assert LUMA @ inner.skull[:, row, left + 14 - (inner.x + drawn.mask_x)] > 190
     covered = np.flatnonzero(inner.skull_share[row] > 0.9)
     assert (np.diff(covered) == 1).all()
     assert np.ptp(inner.sideways[row, covered]) > budgets.BUILTIN_TEETH_WIDTH

@@ -159,7 +159,7 @@ def on_level(mel: Floats) -> Floats:
     Returns:
         the same, no more than `MOST_LOUDER_DB` louder, so that a quiet room stays quiet.
     """
-    power = np.power(np.float32(10), (mel - 4) * np.float32(DB_A_UNIT / 10))
+    power = np.exp((mel - 4) * np.float32(DB_A_UNIT / 10 * np.log(10)))  # a third of the time of 10 ** x
     level_db = 10 * np.log10(float(power.mean()) + 1e-12)
     shift_db = float(np.clip(LEVEL_DB - level_db, -MOST_QUIETER_DB, MOST_LOUDER_DB))
     return np.asarray(np.maximum(mel + np.float32(shift_db / DB_A_UNIT), np.float32(-4)), np.float32)

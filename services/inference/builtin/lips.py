@@ -48,10 +48,10 @@ HIDDEN: Final = 0.14
 """How much of its teeth the upper lip hides."""
 STRIP: Final = (25, 61)
 """Samples of a strip across and along a lip."""
-FINE: Final = (3, 10)
-"""Least and most pixels drawn for one of the photo along each side, to smooth an edge."""
-FINE_AREA: Final = 250_000
-"""About how many pixels are drawn."""
+FINE: Final = (4, 8)
+"""Pixels drawn for one of the photo along each side, to smooth an edge: of a large picture and of a small one."""
+SMALL_AREA: Final = 12_000
+"""Pixels up to which a picture is small."""
 
 
 def seam(patch: Pixels, line: Floats, down: Floats, unit: float) -> Floats:
@@ -279,9 +279,12 @@ def spline_at(points: int, places: npt.NDArray[np.float64]) -> Floats:
 def filled(outline: Floats, shape: tuple[int, int]) -> Floats:
     """Share of each pixel inside an outline, (h, w), 0..1."""
     # The smaller the picture, the more a pixel counts, and the finer it can be drawn in the same time.
-    fine = int(np.clip(np.sqrt(FINE_AREA / max(shape[0] * shape[1], 1)), *FINE))
+    fine = FINE[shape[0] * shape[1] <= SMALL_AREA]
     drawn = np.zeros((shape[0] * fine, shape[1] * fine), np.uint8)
     # A pixel's middle has whole coordinates: the outline in fine pixels is (x + 1/2) * fine - 1/2.
-    cv2.fillPoly(drawn, [np.round(((outline + 0.5) * fine - 0.5) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    small = cv2.resize(drawn, shape[::-1], interpolation=cv2.INTER_AREA)
+    cv2.fillPoly(drawn, [np.round(((outline + 0.5) * fine - 0.5) * 16).astype(np.int32)], 255, cv2.LINE_8, 4)
+    small = np.asarray(drawn)
+    while fine > 1:  # OpenCV halves a picture much faster than it takes an eighth of it
+        fine //= 2
+        small = np.asarray(cv2.resize(small, (shape[1] * fine, shape[0] * fine), interpolation=cv2.INTER_AREA))
     return np.multiply(small, np.float32(1 / 255), dtype=np.float32)

@@ -21,10 +21,9 @@ from services.inference.builtin.pictures import (
     Floats,
     Pixels,
     blurred,
-    bytes_of,
     floats,
-    mixed,
     nearest,
+    planes_of,
     shifted,
 )
 
@@ -87,16 +86,14 @@ class Interior:
     """left edge of the box within the patch, px"""
     y: int
     """top edge of the box within the patch, px"""
-    cavity: Pixels
-    """depth of the mouth, BGR, (h, w, 3)"""
-    skull: Pixels
-    """upper teeth, BGR, (h, w, 3)"""
+    cavity: Floats
+    """depth of the mouth, blue, green and red, (3, h, w)"""
+    skull: Floats
+    """upper teeth, the same"""
     skull_share: Floats
     """how much of them covers what is behind, (h, w), 0..1"""
-    jaw: Pixels
-    """tongue and lower teeth with the mouth closed, BGR, (h, w, 3)"""
-    jaw_share: Floats
-    """how much of them covers the depth, (h, w), 0..1"""
+    jaw: Floats
+    """tongue and lower teeth with the mouth closed, BGR times how much of them covers the depth, and that, (h, w, 4)"""
     sideways: Floats
     """how far to the person's left of the middle of the lips each pixel lies, eye distances, (h, w)"""
     middle: Floats
@@ -110,7 +107,7 @@ class Interior:
         """How far to the person's left of the middle of the lips points of the patch lie, eye distances, (n,)."""
         return floats((points - self.middle) @ self.along)
 
-    def shown(self, jaw_shift: Floats, rim: Floats, part: tuple[int, int, int, int], teeth: float = 1.0) -> Pixels:
+    def shown(self, jaw_shift: Floats, rim: Floats, part: tuple[int, int, int, int], teeth: float = 1.0) -> Floats:
         """Lay the layers over each other.
 
         Args:
@@ -120,18 +117,16 @@ class Interior:
             teeth: how much of the upper teeth is seen, 0..1; less where the lips are pushed forward.
 
         Returns:
-            BGR, (height, width, 3), before the shadow of the lips.
+            blue, green and red, (3, height, width), before the shadow of the lips.
         """
         left, top, width, height = part
         moved, size = (float(jaw_shift[0]) - left, float(jaw_shift[1]) - top), (width, height)
-        jaw = shifted(self.jaw, *moved, size, extend=True)
-        share = floats(shifted(self.jaw_share, *moved, size, extend=True))
-        view = (slice(top, top + height), slice(left, left + width))
-        behind = mixed(jaw, self.cavity[view], share)
-        lips = np.empty_like(behind)
-        lips[:] = np.clip(self.inner_lip, 0, 255)
-        behind = mixed(lips, behind, rim)
-        return mixed(self.skull[view], behind, self.skull_share[view] * np.float32(teeth))
+        *colours, share = cv2.split(shifted(self.jaw, *moved, size, extend=True))
+        view = (slice(None), slice(top, top + height), slice(left, left + width))
+        shown = np.stack(colours) + self.cavity[view] * (1 - share)
+        shown += (self.inner_lip[:, None, None] - shown) * rim
+        shown += (self.skull[view] - shown) * (self.skull_share[view[1:]] * np.float32(teeth))
+        return floats(shown)
 
 
 def _polygon_median(photo: Pixels, outline: Floats, quantile: float) -> Floats | None:
@@ -332,15 +327,14 @@ def paint(
     return Interior(
         x=left,
         y=top,
-        cavity=bytes_of(cavity * side),
-        skull=bytes_of(skull),
+        cavity=planes_of(np.clip(cavity * side, 0, 255)),
+        skull=planes_of(np.clip(skull, 0, 255)),
         skull_share=np.ascontiguousarray(share, np.float32),
-        jaw=bytes_of(jaw * side),
-        jaw_share=np.ascontiguousarray(jaw_share, np.float32),
+        jaw=floats(cv2.merge([*(np.clip(jaw * side, 0, 255).transpose(2, 0, 1) * jaw_share), jaw_share])),
         sideways=np.ascontiguousarray(sideways, np.float32),
         middle=middle,
         along=floats(across / (along**2 * unit)),
-        inner_lip=light.inner_lip,
+        inner_lip=floats(np.clip(light.inner_lip, 0, 255)),
     )
 
 

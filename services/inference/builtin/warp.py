@@ -28,6 +28,8 @@ from services.inference.builtin.pictures import (
     floats,
     grey_of,
     mixed,
+    picture_of,
+    planes_of,
     sampled_field,
     sampled_fine,
     shifted,
@@ -98,6 +100,8 @@ LIP_SHADE: Final = 0.22
 """How much darker the lips are at their inner edge, where they turn in."""
 WARM_SHADE: Final = 0.22
 """How much redder what is in the shade is, as a share of the shade."""
+WARMER: Final[Floats] = np.array([-0.8, -0.4, 0.6], np.float32)[:, None, None]
+"""How that changes blue, green and red."""
 WIDE_GAP: Final = (0.22, 0.36)
 """From this gap to that one lips that are pushed forward hide ever less of the teeth."""
 NARROW: Final = 0.13
@@ -107,14 +111,25 @@ FINE_LINE: Final = 41
 ITERATIONS: Final = 3
 
 
+@dataclass
+class _Photo:
+    """An enlarged photo in which the mouth is drawn anew when its lips part."""
+
+    picture: Pixels
+    """BGR and an empty channel, (sh, sw, 4)"""
+    clean: float = 0.0
+    """how far the line of contact has gone over into the edge of a lip, 0..1"""
+
+
 @dataclass(frozen=True)
 class _Layer:
     """What moves together."""
 
-    fine: Pixels
-    """the photo, enlarged, BGR and an empty channel, (sh, sw, 4)"""
+    fine: _Photo
+    closed: Pixels
+    """the mouth's box of it as photographed"""
     clean: Pixels
-    """the mouth's box of it, with the lip continued over its edge in place of the gap or the line of contact"""
+    """the mouth's box of it with the lip continued over its edge in place of the gap or the line of contact"""
     fields: Floats
     """displacement for 1 of each axis, of the dropping corners and, last, to rest, (axes + 2, gh, gw, 2) px"""
     line: Floats
@@ -230,7 +245,8 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
         fine_clean = enlarged(cleaned, scale)
         layers.append(
             _Layer(
-                fine=fine_clean if found.open else fine,
+                fine=_Photo(fine_clean if found.open else fine.copy()),
+                closed=fine[fine_part].copy(),
                 clean=fine_clean[fine_part].copy(),
                 fields=field,
                 line=floats(line),
@@ -353,7 +369,7 @@ def _find_mouth(
 
 
 def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
-    """Draw the patch for a motion.
+    """Draw the patch for a motion. Calls for one face must not overlap.
 
     Args:
         warp: from `prepare`.
@@ -364,8 +380,8 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
     """
     height, width = warp.mask.shape
     amounts = _amounts(coefficients)
-    upper_line = floats(warp.upper.line + np.tensordot(amounts, warp.upper.line_moves, 1))
-    lower_line = floats(warp.lower.line + np.tensordot(amounts, warp.lower.line_moves, 1))
+    upper_line = floats(warp.upper.line + _summed(amounts, warp.upper.line_moves))
+    lower_line = floats(warp.lower.line + _summed(amounts, warp.lower.line_moves))
     # Lips cannot pass through each other.
     crossed = np.minimum((lower_line - upper_line) @ warp.down, 0)[:, None] * warp.down
     upper_line, lower_line = floats(upper_line + crossed / 2), floats(lower_line - crossed / 2)
@@ -379,13 +395,16 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
     ends = np.concatenate([ends, lower_line[:, 1], upper_line[:, 1]])
     top = int(clamped(ends.min() - 2, 0, height))
     bottom = int(clamped(ends.max() + 3, top, height))
-    upper = _bent(_source(warp, warp.upper, clean), warp, warp.upper, amounts, (0, bottom))
-    lower = _bent(_source(warp, warp.lower, clean), warp, warp.lower, amounts, (top, height))
+    for layer in (warp.upper, warp.lower):
+        if warp.contact == 0:
+            _part_lips(warp, layer, clean)
+    upper = _bent(warp, warp.upper, amounts, (0, bottom))
+    lower = _bent(warp, warp.lower, amounts, (top, height))
     picture = np.empty((height, width, 3), np.uint8)
     picture[:top] = upper[:top]
     picture[bottom:] = lower[bottom - top :]
     if bottom > top:
-        share = _below(warp, lower_line)[top:bottom]
+        share = _below(warp, lower_line, top, bottom)
         picture[top:bottom] = mixed(lower[: bottom - top], upper[top:], share)
     _lay_interior(picture, warp, upper_line, lower_line, amounts)
     return picture
@@ -407,14 +426,21 @@ def _amounts(coefficients: Floats) -> Floats:
     return np.array([opened, wide, _held(raised, 0.085, 0.01), press, drop, 1.0], np.float32)
 
 
+def _summed(amounts: Floats, moves: Floats) -> Floats:
+    """Sum of displacements, (k, ...), each so many times, (k,)."""
+    # NumPy's tensordot does the same in three times the time.
+    return floats((amounts @ moves.reshape(len(moves), -1)).reshape(moves.shape[1:]))
+
+
 def _held(value: float, most: float, soft: float) -> float:
     """The value up to `most - soft`, `most` from `most + soft` on, smoothly between."""
     t = clamped((value - most + soft) / (2 * soft), 0, 1)
     return min(value, most - soft) + 2 * soft * (t - t * t / 2) if t > 0 else value
 
 
-def _below(warp: FaceWarp, lower_line: Floats) -> Floats:
-    """Share of each pixel that belongs to the lower layer, (h, w)."""
+def _below(warp: FaceWarp, lower_line: Floats, top: int, bottom: int) -> Floats:
+    """Share of each pixel of some rows that belongs to the lower layer, (bottom - top, w)."""
+    shape = (bottom - top, warp.mask.shape[1])
     far = float(sum(warp.mask.shape))
     outline = np.concatenate(
         [
@@ -423,11 +449,11 @@ def _below(warp: FaceWarp, lower_line: Floats) -> Floats:
             [lower_line[-1] + warp.across * far, lower_line[-1] + (warp.across + warp.down) * far],
             [lower_line[0] + (warp.down - warp.across) * far],
         ]
-    )
-    share = np.zeros(warp.mask.shape, np.float32)
+    ) - np.array([0, top], np.float32)
+    share = np.zeros(shape, np.float32)
     cv2.fillPoly(share, [np.round(outline).astype(np.int32)], 1.0)
     # Only between the corners of the mouth the layers differ, so only there the edge must be smooth.
-    low, high = _bounds(lower_line, 2, warp.mask.shape)
+    low, high = _bounds(floats(lower_line - np.array([0, top])), 2, shape)
     if (high > low).all():
         part = share[low[1] : high[1], low[0] : high[0]]
         part[:] = lips.filled(floats(outline - low), part.shape[:2])
@@ -448,7 +474,7 @@ def _lay_interior(picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_lin
     low, high = _bounds(np.concatenate([upper_line, lower_line]), 2 + 0.04 * warp.unit, picture.shape)
     box_low = np.array([inner.x, inner.y])
     low = np.maximum(low, box_low)
-    high = np.minimum(high, box_low + inner.cavity.shape[1::-1])
+    high = np.minimum(high, box_low + inner.sideways.shape[::-1])
     if (high <= low).any():
         return
     view = picture[low[1] : high[1], low[0] : high[0]]
@@ -493,7 +519,7 @@ def _lay_opening(
     rim = np.clip(1.25 - 1.5 * near, 0, 0.85)
     part = (int(low[0]) - inner.x, int(low[1]) - inner.y, shape[1], shape[0])
     pursed = clamped(-amounts[1] / NARROW, 0, 1)
-    jaw_shift = floats(np.tensordot(amounts, warp.jaw_moves, 1))
+    jaw_shift = _summed(amounts, warp.jaw_moves)
     # Pushed forward they hide the teeth, unless they are far apart.
     hidden = 0.92 * pursed**2 * clamped((WIDE_GAP[1] - gap / unit) / (WIDE_GAP[1] - WIDE_GAP[0]), 0, 1)
     shown = inner.shown(jaw_shift, rim, part, 1 - hidden)
@@ -506,45 +532,44 @@ def _lay_opening(
     ends = inner.side_of(floats(lower_line[[0, -1]] + low))
     corner = np.clip(np.abs(sideways - ends.mean()) / max(float(np.ptp(ends)) / 2, 0.05), 0, 1)
     entering = (0.45 + 0.55 * min(1.0, gap / (ENTERS * unit)) ** 0.8) * (1 - 0.40 * pursed)
-    lit = entering * (0.60 + 0.43 * lit) * (1 - 0.45 * corner**4)
+    lit = entering * (0.60 + 0.43 * lit) * (1 - 0.45 * np.square(np.square(corner)))
     warm = WARM_SHADE * warp.coloured * (1 - lit)
-    lights = cv2.merge([lit - 0.8 * warm, lit - 0.4 * warm, lit + 0.6 * warm])
-    shaded = np.asarray(cv2.multiply(shown, lights, dtype=cv2.CV_8U), np.uint8)
+    shaded = shown * np.maximum(lit + WARMER * warm, 0)
 
     # The lips turn in towards their edge.
     shade = LIP_SHADE * np.clip(1.6 * near, 0, 1)
-    turned = cv2.merge([1 - shade, 1 - shade, 1 - (1 - 0.25 * warp.coloured) * shade])
-    view[:] = mixed(shaded, np.asarray(cv2.multiply(view, turned, dtype=cv2.CV_8U), np.uint8), share)
+    lip = planes_of(view) * (1 - np.array([1, 1, 1 - 0.25 * warp.coloured], np.float32)[:, None, None] * shade)
+    view[:] = picture_of(floats(lip + (shaded - lip) * share))
 
 
-def _source(warp: FaceWarp, layer: _Layer, clean: float) -> Pixels:
-    """The layer's enlarged photo; as the lips part, the line of contact goes over into the edge of a lip."""
-    if clean <= 0:
-        return layer.fine
+def _part_lips(warp: FaceWarp, layer: _Layer, clean: float) -> None:
+    """Draw the mouth of the layer's photo: as the lips part, the line of contact goes over into the edge of a lip."""
+    if layer.fine.clean == clean:
+        return
     x, y = warp.scale * warp.interior.x, warp.scale * warp.interior.y
-    source = layer.fine.copy()
-    part = source[y : y + layer.clean.shape[0], x : x + layer.clean.shape[1]]
-    part[:] = cv2.addWeighted(layer.clean, clean, part, 1 - clean, 0)
-    return source
+    height, width = layer.clean.shape[:2]
+    layer.fine.picture[y : y + height, x : x + width] = cv2.addWeighted(layer.clean, clean, layer.closed, 1 - clean, 0)
+    layer.fine.clean = clean
 
 
-def _bent(fine: Pixels, warp: FaceWarp, layer: _Layer, amounts: Floats, rows: tuple[int, int]) -> Pixels:
+def _bent(warp: FaceWarp, layer: _Layer, amounts: Floats, rows: tuple[int, int]) -> Pixels:
     """Sample an enlarged photo where the displaced pixels of some rows come from."""
     first, end = rows
     cell, width, scale = warp.cell, warp.mask.shape[1], warp.scale
     # In cells: the source of node c is c - forward(source).
-    forward = floats(np.tensordot(amounts / np.float32(cell), layer.fields, 1))
+    forward = _summed(amounts / np.float32(cell), layer.fields)
     if end <= first or not forward.any():
-        return np.ascontiguousarray(fine[first * scale : end * scale : scale, ::scale, :3])
-    back = warp.nodes - forward
+        return np.ascontiguousarray(layer.fine.picture[first * scale : end * scale : scale, ::scale, :3])
+    low, high = max(0, first // cell - 1), min(len(forward), end // cell + 2)
+    nodes = warp.nodes[low:high]
+    back = nodes - forward[low:high]
     for _ in range(ITERATIONS):
-        back = warp.nodes - sampled_field(forward, back)
-    low, high = max(0, first // cell - 1), min(len(back), end // cell + 2)
-    offset = (back[low:high] - warp.nodes[low:high]) * np.float32(cell * scale)
+        back = nodes - sampled_field(forward, back)
+    offset = (back - nodes) * np.float32(cell * scale)
     size = (offset.shape[1] * cell, offset.shape[0] * cell)
     wide = floats(cv2.resize(offset, size, interpolation=cv2.INTER_LINEAR))
     places = cv2.add(wide[first - low * cell : end - low * cell, :width], warp.places[first:end])
-    return sampled_fine(fine, floats(places))
+    return sampled_fine(layer.fine.picture, floats(places))
 
 
 def _unit(vector: Floats) -> Floats:

@@ -83,18 +83,19 @@ class FacePart:
     """the face's share of each level of the decoder, (1, c, h, w); empty for a network that could not be split"""
 
 
-class _FewerProducts:
-    """A generator whose convolutions were rewritten, compiled for each batch that is drawn at once.
+class _FixedBatches:
+    """A generator compiled for each batch that is drawn at once.
 
-    OpenVINO joins the sums of rows only where the batch is fixed.
+    OpenVINO joins additions and roundings into one pass over the memory only where the batch is fixed.
     """
 
     def __init__(self, generator: Any, batches: Sequence[int], compile_: Callable[[Any], Any]) -> None:
         self._generator: Any = generator
         self._compile = compile_
         self._batches = sorted(batches, reverse=True)
-        self._requests: dict[int, Any] = {}
-        self._request(1)
+        self._kinds = len({(size, faces) for size in batches for faces in (1, size)})
+        self._requests: dict[tuple[int, int], Any] = {}
+        self._request(1, 1)
 
     def infer(self, inputs: dict[str, Float32], *, share_inputs: bool) -> list[Float32]:
         """Draw; as `ov.InferRequest.infer`."""
@@ -103,24 +104,25 @@ class _FewerProducts:
         drawn = []
         at = 0
         while at < len(mels):
-            size = next(size for size in self._batches if size <= (len(mels) - at if shared else 1))
+            size = next(size for size in self._batches if size <= len(mels) - at)
             piece = {AUDIO: mels[at : at + size]}
-            piece.update({name: inputs[name] if shared else inputs[name][at : at + 1] for name in SKIPS})
-            drawn.append(self._request(size).infer(piece, share_inputs=share_inputs)[0].copy())
+            piece.update({name: inputs[name] if shared else inputs[name][at : at + size] for name in SKIPS})
+            request = self._request(size, 1 if shared else size)
+            drawn.append(request.infer(piece, share_inputs=share_inputs)[0].copy())
             at += size
         return [np.concatenate(drawn)]
 
-    def _request(self, size: int) -> Any:
-        if size not in self._requests:
+    def _request(self, size: int, faces: int) -> Any:
+        if (size, faces) not in self._requests:
             network = self._generator.clone()
             shapes = {port: port.get_partial_shape() for port in network.inputs}
             for port, shape in shapes.items():
-                shape[0] = size if AUDIO in port.get_names() else 1
+                shape[0] = size if AUDIO in port.get_names() else faces
             network.reshape(shapes)
-            self._requests[size] = self._compile(network).create_infer_request()
-            if len(self._requests) == len(self._batches):
+            self._requests[size, faces] = self._compile(network).create_infer_request()
+            if len(self._requests) == self._kinds:
                 self._generator = None  # its weights are no longer needed
-        return self._requests[size]
+        return self._requests[size, faces]
 
 
 class Wav2LipNetwork:
@@ -134,8 +136,8 @@ class Wav2LipNetwork:
         precision: type in which the device computes. "auto" times those that the device has, of the ones that are near
             enough to the original, and takes the fastest.
         threads: processor threads; 0 leaves them to OpenVINO.
-        batches: windows of one face that are drawn at once at most where the network was rewritten for that number,
-            1 among them. Each more needs memory and, the first time, a second.
+        batches: how many windows are drawn at once on the processor, 1 among them: the network is compiled for each.
+            Each more needs memory and, the first time, a second.
 
     Raises:
         ValueError: no such file, network, device or precision; the text says what to do.
@@ -307,26 +309,32 @@ class Wav2LipNetwork:
         if precision == "f32":
             return self._in_float32(generator)
         if precision != "int8":
-            return self._compile(generator, precision).create_infer_request()
+            return self._drawer(generator, precision)
         path = self._folder / GENERATOR_INT8 if self._folder is not None else None
         if path is None or not path.is_file():
             raise ValueError(f"{self._plain_path}: there is no 8-bit model beside it; {REMEDY}")
         rest: Precision = "bf16" if "bf16" in self._able() else "f32"
         hints = {} if self._device != "CPU" or multiplies_bytes() else ROUNDED_IN_FLOAT32
-        return self._compile(_read(self._core, path), rest, hints).create_infer_request()
+        return self._drawer(_read(self._core, path), rest, hints)
 
     def _in_float32(self, generator: Any) -> Any:
         """The generator as it is, or with fewer products, whichever is faster here."""
-        directly = self._compile(generator, "f32").create_infer_request()
+        directly = self._drawer(generator, "f32")
         fewer = with_fewer_products(generator) if self._device == "CPU" else None
         if fewer is None:
             return directly
-        drawer = _FewerProducts(fewer, self._batches, lambda network: self._compile(network, "f32"))
+        drawer = self._drawer(fewer, "f32")
         times = self._time_ms(directly), self._time_ms(drawer)
         if times[1] > times[0]:
             return directly
         self.fewer_products = True
         return drawer
+
+    def _drawer(self, generator: Any, precision: Precision, hints: Mapping[str, str] | None = None) -> Any:
+        """A generator, ready to run; on the processor for each batch on its own."""
+        if self._device != "CPU":
+            return self._compile(generator, precision, hints).create_infer_request()
+        return _FixedBatches(generator, self._batches, lambda network: self._compile(network, precision, hints))
 
     def _told_products(self) -> str:
         return ", 3x3 convolutions with half of the products" if self.fewer_products else ""
