@@ -369,6 +369,8 @@ BUILTIN_CROSSED: Final = 0.03
 """how far the lines of the lips may pass through each other before they are led back, eye distances"""
 BUILTIN_JUMP: Final = 12.0
 """second difference of a pixel in steps of a thousandth of the eye distance, grey levels"""
+BUILTIN_STILL_TEETH: Final = 0.5
+"""difference of the upper teeth when the jaw has moved, grey levels"""
 BUILTIN_TEETH_WIDTH: Final = 0.5
 """of the row that is covered without a gap, eye distances"""
 BUILTIN_ROUNDING: Final = 2

@@ -16,7 +16,7 @@ from _pytest.runner import runtestprotocol
 from tests.budgets import CALM_S, CALM_TRIES, LEAK_WAIT_S, STOLEN_S
 from tests.rig.calm import Calm
 from tests.rig.chromium import chromium
-from tests.rig.stack import ROOT, until
+from tests.rig.stack import ROOT, ended, until
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a script began; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -72,7 +72,7 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 def _open() -> set[Any]:
     """Threads, direct child processes and listening or connected sockets of this process."""
     own = psutil.Process()
-    children = {("process", child.pid) for child in own.children() if child.status() != psutil.STATUS_ZOMBIE}
+    children = {("process", child.pid) for child in own.children() if not ended(child)}
     threads = {("thread", thread.name) for thread in threading.enumerate() if thread.name != "calm"}
     sockets = {("socket", str(c.laddr), str(c.raddr)) for c in own.net_connections() if c.status != "TIME_WAIT"}
     return children | threads | sockets

@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts._builtin.learn import Plan, Score, few_of_each
 from scripts._builtin.lessons import Lesson
-from scripts._builtin.network import KERNEL
+from scripts._builtin.network import length_of
 from services.mel_features.mel import MEL_RATE_HZ
 
 __all__ = ["Figures", "write_card"]
@@ -69,7 +69,7 @@ def _told(figures: Figures) -> str:
         _row("the others' better-synced half", _better(others)),
     ]
     plan, pressing = figures.plan, figures.pressing
-    window_s = (KERNEL + (KERNEL - 1) * sum(pressing.dilations)) / MEL_RATE_HZ
+    window_s = length_of(pressing.dilations) / MEL_RATE_HZ
     many = f"{figures.networks} networks of the same form, their mean" if figures.networks > 1 else "one network"
     left_out = ", ".join(f"`{name}`" for name in figures.left_out) or "none"
     return f"""\

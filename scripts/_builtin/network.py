@@ -22,13 +22,13 @@ from services.mel_features.mel import MEL_BANDS
 __all__ = [
     "AHEAD",
     "BACK",
-    "KERNEL",
     "LENGTH",
     "OUTPUTS",
     "PRESSING_DILATIONS",
     "Dropout",
     "Ensemble",
     "Hearing",
+    "length_of",
     "save_network",
     "shares",
 ]
@@ -39,7 +39,14 @@ DILATIONS: Final = (1, 1, 2, 2, 4, 4, 8, 8, 16)
 PRESSING_DILATIONS: Final = (1, 1, 2, 2, 4, 4, 8, 8)
 """of the network that tells of pressing: p, b and m are heard in the 0.7 s before and the tenth of a second after"""
 KERNEL: Final = 3
-LENGTH: Final = KERNEL + (KERNEL - 1) * sum(DILATIONS)
+
+
+def length_of(dilations: Sequence[int]) -> int:
+    """Mel frames that one result depends on."""
+    return KERNEL + (KERNEL - 1) * sum(dilations)
+
+
+LENGTH: Final = length_of(DILATIONS)
 """mel frames that one result depends on"""
 BACK: Final = LENGTH - AHEAD
 OUTPUTS: Final = ("open", "width", "raise", "press")
@@ -103,7 +110,7 @@ class Hearing(nn.Module):
     def __init__(self, channels: int = 128, dropout: float = 0.1, dilations: Sequence[int] = DILATIONS) -> None:
         super().__init__()
         self.dilations = tuple(dilations)
-        self.unheard = LENGTH - (KERNEL + (KERNEL - 1) * sum(dilations))
+        self.unheard = LENGTH - length_of(dilations)
         """first mel frames of a window that it does not look at"""
         first, second = FRONT_CHANNELS
         self.front = nn.Sequential(

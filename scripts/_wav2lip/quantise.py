@@ -27,7 +27,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from scripts._wav2lip.calibration import CROP_SIDE, Samples
-from services.inference.wav2lip.network import ROUNDED_IN_FLOAT32, multiplies_bytes
+from services.inference.wav2lip.network import hints_for_bytes
 from services.inference.wav2lip.split import AUDIO, FACES, OUTPUT, SKIPS
 
 os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF tells its makers that it was used, over the network
@@ -382,10 +382,8 @@ def _mixed(quantised: ov.Model, exact: ov.Model, kept: Sequence[str]) -> ov.Mode
 
 def _compile(model: ov.Model) -> ov.CompiledModel:
     # What is not in 8 bits is in 32, whatever the processor would choose.
-    hints = {} if multiplies_bytes() else ROUNDED_IN_FLOAT32
-    return ov.Core().compile_model(
-        model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **hints}
-    )
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **hints_for_bytes()}
+    return ov.Core().compile_model(model, "CPU", hints)
 
 
 def _draw(model: ov.Model, windows: _Windows, batches: Sequence[Sequence[int]]) -> Float32:

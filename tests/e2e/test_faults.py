@@ -14,14 +14,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import skimage.data
 
 from shared.topics import SERVICES
 from tests.budgets import RECOVERY_S, STOP_S, STREAM_STILL_S
 from tests.rig.calm import Calm
-from tests.rig.stack import ROOT, Stack, until
+from tests.rig.stack import ROOT, Stack, ended, until
 from tests.rig.viewer import frames
 
 
@@ -74,13 +73,6 @@ def test_a_killed_service_comes_back_and_the_stream_stays_open(service: str, sta
 def alone(stack: Stack, service: str, old: set[int]) -> bool:
     now = {process.pid for process in stack.processes(service)}
     return bool(now) and not now & old
-
-
-def ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # it went between the two questions
-        return True
 
 
 def test_a_killed_streamer_comes_back_with_its_session(stack: Stack, astronaut: bytes):

@@ -215,6 +215,14 @@ class Stack:
         )
 
 
+def ended(process: psutil.Process) -> bool:
+    """Whether it is gone, or is only waited for."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it went between the two questions
+        return True
+
+
 def _below(process: psutil.Process) -> list[psutil.Process]:
     """All that it started; none if it has ended meanwhile."""
     try:

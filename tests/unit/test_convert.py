@@ -486,6 +486,7 @@ def test_a_network_of_others_is_split_and_quantised_without_pytorch(
     exactly = draw_lower(Wav2LipNetwork(folder, precision="f32"), held_out)
     monkeypatch.setattr(wav2lip_network, "multiplies_bytes", lambda: False)
     network = Wav2LipNetwork(folder, precision="int8")
+    assert "works 8 bits out in 32" in network.choice
     assert compare(draw_lower(network, held_out), exactly).worst_psnr_db >= GATE_DB
     assert "int8" not in precisions_of("CPU", ["FP32", "INT8"])
 

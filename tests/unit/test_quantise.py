@@ -18,7 +18,8 @@ from scripts._wav2lip.calibration import DEMO_BOX, DEMO_FACE, CalibrationError, 
 from scripts._wav2lip.convert import plain_ir
 from scripts._wav2lip.network import Block
 from scripts._wav2lip.quantise import LAYERS, Quantised, QuantiseError, quantise
-from services.inference.wav2lip.network import ROUNDED_IN_FLOAT32, multiplies_bytes
+from services.inference.wav2lip import network as wav2lip_network
+from services.inference.wav2lip.network import hints_for_bytes
 from services.inference.wav2lip.split import AUDIO, FACES, OUTPUT, SKIPS, Split, split
 from tests import budgets
 from tests.networks import seeded_wav2lip, stacked
@@ -65,10 +66,9 @@ def compiled(model: ov.Model, **hints: str) -> ov.CompiledModel:
 
 
 def drawn(face: ov.Model, generator: ov.Model) -> npt.NDArray[np.float64]:
-    hints = {} if multiplies_bytes() else ROUNDED_IN_FLOAT32
     shares = compiled(face)({FACES: stacked(HELD_OUT.crops)})
     inputs = {AUDIO: HELD_OUT.mels[:, None], **{name: shares[name] for name in SKIPS}}
-    picture = compiled(generator, **hints)(inputs)[OUTPUT]
+    picture = compiled(generator, **hints_for_bytes())(inputs)[OUTPUT]
     return np.asarray(255.0 * picture.astype(np.float64))
 
 
@@ -105,14 +105,27 @@ def test_kept_layers_stay_in_32_bits_and_the_others_do_not(mixed: Quantised) -> 
         assert weights_type(node) == ("f32" if layer in mixed.kept else "i8"), layer
 
 
-def test_the_processor_runs_8_bits(mixed: Quantised) -> None:
+def in_8_bits(model: ov.CompiledModel) -> list[str]:
+    """Kinds of the convolutions that run in 8 bits."""
     run = [
         (info["layerType"].astype(str), info["runtimePrecision"].astype(str))
-        for info in (node.get_rt_info() for node in compiled(mixed.model).get_runtime_model().get_ops())
+        for info in (node.get_rt_info() for node in model.get_runtime_model().get_ops())
     ]
-    in_8_bits = [kind for kind, precision in run if precision in ("u8", "i8") and kind.endswith("onvolution")]
-    assert len(in_8_bits) == len(LAYERS) - len(mixed.kept)
-    assert "Deconvolution" in in_8_bits
+    return [kind for kind, precision in run if precision in ("u8", "i8") and kind.endswith("onvolution")]
+
+
+def test_the_processor_runs_8_bits(mixed: Quantised) -> None:
+    found = in_8_bits(compiled(mixed.model))
+    assert len(found) == len(LAYERS) - len(mixed.kept)
+    assert "Deconvolution" in found
+
+
+def test_a_processor_that_would_overflow_works_them_out_in_32(
+    mixed: Quantised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wav2lip_network, "multiplies_bytes", lambda: False)
+    assert in_8_bits(compiled(mixed.model, **hints_for_bytes())) == []
+    assert hints_for_bytes("GPU") == {}
 
 
 def test_a_gate_out_of_reach_is_an_error_that_says_what_was_reached(parts: Split) -> None:

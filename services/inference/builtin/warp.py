@@ -237,6 +237,7 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
     scale = fine_scale(patch.shape)
     fine = enlarged(patch, scale)
     fine_part = (slice(box[1] * scale, box[3] * scale), slice(box[0] * scale, box[2] * scale))
+    closed = fine[fine_part].copy()
     layers = []
     for clean, line, field in zip(found.cleaned, (smooth @ upper_line, smooth @ lower_line), fields, strict=True):
         line_moves = np.stack([_sample(each, line, cell) for each in field])
@@ -246,7 +247,7 @@ def prepare(face: Face, basis: MotionBasis) -> FaceWarp:
         layers.append(
             _Layer(
                 fine=_Photo(fine_clean if found.open else fine.copy()),
-                closed=fine[fine_part].copy(),
+                closed=closed,
                 clean=fine_clean[fine_part].copy(),
                 fields=field,
                 line=floats(line),
@@ -396,8 +397,7 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
     top = int(clamped(ends.min() - 2, 0, height))
     bottom = int(clamped(ends.max() + 3, top, height))
     for layer in (warp.upper, warp.lower):
-        if warp.contact == 0:
-            _part_lips(warp, layer, clean)
+        _part_lips(warp, layer, clean)
     upper = _bent(warp, warp.upper, amounts, (0, bottom))
     lower = _bent(warp, warp.lower, amounts, (top, height))
     picture = np.empty((height, width, 3), np.uint8)

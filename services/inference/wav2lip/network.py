@@ -30,10 +30,10 @@ __all__ = [
     "MEL_BANDS",
     "MEL_FLOOR",
     "MEL_FRAMES",
-    "ROUNDED_IN_FLOAT32",
     "FacePart",
     "Precision",
     "Wav2LipNetwork",
+    "hints_for_bytes",
     "masked",
     "multiplies_bytes",
     "precisions_of",
@@ -268,7 +268,9 @@ class Wav2LipNetwork:
             request = self._compile(plain, precision).create_infer_request()
             return request, precision, f"whole network in {precision}, it could not be split: {self._why_whole}"
         if wanted != "auto":
-            return self._in(generator, wanted), wanted, f"as set{self._told_products()}"  # type: ignore[arg-type,return-value]
+            request = self._in(generator, wanted)  # type: ignore[arg-type]
+            slow = "" if wanted != "int8" or wanted in able else ", slowly: this processor works 8 bits out in 32"
+            return request, wanted, f"as set{self._told_products()}{slow}"  # type: ignore[return-value]
         times: dict[Precision, float] = {}
         best: tuple[Any, Precision] | None = None
         for precision in self._candidates(able):
@@ -314,8 +316,7 @@ class Wav2LipNetwork:
         if path is None or not path.is_file():
             raise ValueError(f"{self._plain_path}: there is no 8-bit model beside it; {REMEDY}")
         rest: Precision = "bf16" if "bf16" in self._able() else "f32"
-        hints = {} if self._device != "CPU" or multiplies_bytes() else ROUNDED_IN_FLOAT32
-        return self._drawer(_read(self._core, path), rest, hints)
+        return self._drawer(_read(self._core, path), rest, hints_for_bytes(self._device))
 
     def _in_float32(self, generator: Any) -> Any:
         """The generator as it is, or with fewer products, whichever is faster here."""
@@ -397,6 +398,11 @@ def precisions_of(device: str, words: Sequence[str]) -> list[Precision]:
     """
     able: list[Precision] = [name for name in get_args(Precision) if CAPABILITY[name] in words]
     return able if device != "CPU" or multiplies_bytes() else [name for name in able if name != "int8"]
+
+
+def hints_for_bytes(device: str = "CPU") -> dict[str, str]:
+    """What OpenVINO is told beside the type, so that an 8-bit network draws what it should."""
+    return {} if device != "CPU" or multiplies_bytes() else dict(ROUNDED_IN_FLOAT32)
 
 
 def multiplies_bytes() -> bool:
