@@ -214,10 +214,11 @@ class WebSocket:
             raise self.closed
         message = self._next()
         while message is None:
-            self._ask()
             left_s = end_s - time.monotonic()
+            # Read before anyone is called silent: the kernel has kept what came while this process was held up.
             if self._read(min(left_s, PING_S / 2)):
                 message = self._next()
+            self._ask()
             if left_s <= 0:
                 break
         return message

@@ -33,6 +33,12 @@ def nothing_is_left() -> Iterator[None]:
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that holds this process up for a moment makes no hole where each sample is asked for."""
+    monkeypatch.setattr(Playout, "JITTER_NS", round(FAIL_S * 1e9))
+
+
 def follow(source: Source, until_samples: int | None = None) -> list[Chunk | Hole]:
     """Drive a source as the service does, until it ends, fails, waits, or has given so much."""
     items: list[Chunk | Hole] = []
@@ -76,6 +82,7 @@ def noise(samples: int) -> npt.NDArray[np.int16]:
     return np.random.default_rng(3).integers(-9_000, 9_000, samples).astype(np.int16)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_file_comes_out_as_it_is_in_real_time(tmp_path: Path) -> None:
     pcm = noise(320 * 20 + 100)
     soundfile.write(tmp_path / "a.wav", pcm, 16_000)
@@ -91,6 +98,7 @@ def test_a_file_comes_out_as_it_is_in_real_time(tmp_path: Path) -> None:
     assert not heard[len(pcm) :].any()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_loop_has_no_seam(tmp_path: Path) -> None:
     pcm = noise(1_500)
     soundfile.write(tmp_path / "a.flac", pcm, 16_000)
@@ -103,6 +111,7 @@ def test_a_loop_has_no_seam(tmp_path: Path) -> None:
     np.testing.assert_array_equal(heard, np.tile(pcm, 10)[: len(heard)])
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize(
     ("kind", "rate_hz"), [("WAV", 16_000), ("FLAC", 16_000), ("OGG", 16_000), ("MP3", 16_000), ("XI", 44_100)]
 )  # libsndfile cannot go back in an XI, which names no rate
@@ -122,6 +131,7 @@ def test_every_loop_of_every_kind_of_file_is_the_first_one_again(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_looped_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened anew for each loop it made the process grow."""
     monkeypatch.setattr(FileSource, "AHEAD_BLOCKS", 1)
@@ -134,6 +144,7 @@ def test_a_looped_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.Monkey
     source.close()
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("rate_hz", [8_000, 44_100, 48_000])
 def test_another_rate_and_stereo_are_brought_to_16_khz_mono(tmp_path: Path, rate_hz: int) -> None:
     turn = 2 * np.pi * 100 * np.arange(int(rate_hz * 0.4)) / rate_hz
@@ -147,6 +158,7 @@ def test_another_rate_and_stereo_are_brought_to_16_khz_mono(tmp_path: Path, rate
     np.testing.assert_allclose(heard[640:-640], wanted[640:-640], atol=0.06)  # 3 samples of 16 kHz: 0.047
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_what_libsndfile_cannot_read_is_read_by_ffmpeg(tmp_path: Path) -> None:
     if shutil.which("ffmpeg") is None:
         assert os.environ.get("CI") != "true", "ffmpeg is missing"

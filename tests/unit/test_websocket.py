@@ -231,7 +231,10 @@ def test_a_close_of_the_other_side_is_answered(pair: tuple[WebSocket, Peer]):
     assert peer.sock.recv(100) == b""
 
 
-def test_a_close_waits_for_its_answer_and_reads_over_what_comes_before(pair: tuple[WebSocket, Peer]):
+def test_a_close_waits_for_its_answer_and_reads_over_what_comes_before(
+    pair: tuple[WebSocket, Peer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(websocket, "GOODBYE_S", SOCKET_WAIT_S)
     web, peer = pair
     closer = threading.Thread(target=web.close, args=(1001, "x" * 200))
     for _ in range(20):
@@ -292,32 +295,55 @@ def test_a_slow_reader_gets_everything(pair: tuple[WebSocket, Peer]):
     assert got == b"".join(sent)
 
 
-def test_who_is_silent_is_asked_and_then_gone(pair: tuple[WebSocket, Peer], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(websocket, "PING_S", 0.05)
-    monkeypatch.setattr(websocket, "SILENCE_S", SOCKET_QUICK_S)
+class Clock:
+    """A clock that the test sets forward; in place of the module's `time`."""
+
+    def __init__(self) -> None:
+        self.now_s = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(websocket, "time", clock)
+    return clock
+
+
+def test_who_is_silent_is_asked_and_then_gone(clock: Clock, pair: tuple[WebSocket, Peer]):
     web, peer = pair
+    asked = range(int(websocket.SILENCE_S // websocket.PING_S))
+    for _ in asked:
+        clock.now_s += websocket.PING_S
+        assert web.receive(0.0) is None
+    clock.now_s += 0.1
     with pytest.raises(ClosedError, match="nothing was heard"):
-        web.receive(SOCKET_WAIT_S)
-    assert isinstance(peer.events()[0], Ping)
+        web.receive(0.0)
+    assert [type(event) for event in peer.events()] == [Ping for _ in asked]
 
 
-def test_who_answers_pings_stays(pair: tuple[WebSocket, Peer], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(websocket, "PING_S", 0.02)
-    monkeypatch.setattr(websocket, "SILENCE_S", SOCKET_QUICK_S)
+def test_who_answers_pings_stays(clock: Clock, pair: tuple[WebSocket, Peer]):
     web, peer = pair
-    stop = time.monotonic() + 3 * SOCKET_QUICK_S
+    for _ in range(10):
+        clock.now_s += websocket.PING_S
+        assert web.receive(0.0) is None
+        (ping,) = peer.events()
+        assert isinstance(ping, Ping)
+        peer.send(ping.response())
+    assert web.receive(0.0) is None
+    assert web.closed is None
 
-    def answer() -> None:
-        while time.monotonic() < stop:
-            for event in peer.events():
-                if isinstance(event, Ping):
-                    peer.send(event.response())
 
-    answering = threading.Thread(target=answer)
-    answering.start()
-    assert web.receive(3 * SOCKET_QUICK_S) is None
-    web.send_bytes(b"")  # lets the thread see that the time is over
-    answering.join()
+def test_what_came_while_the_process_was_held_up_counts_as_heard(clock: Clock, pair: tuple[WebSocket, Peer]):
+    web, peer = pair
+    peer.send(Pong())
+    clock.now_s += 10 * websocket.SILENCE_S
+    assert web.receive(0.0) is None
+    peer.send(TextMessage("still here"))
+    clock.now_s += 10 * websocket.SILENCE_S
+    assert web.receive(0.0) == "still here"
 
 
 def test_while_nothing_is_read_silence_is_no_sign(pair: tuple[WebSocket, Peer], monkeypatch: pytest.MonkeyPatch):
@@ -350,16 +376,21 @@ def test_a_signal_does_not_disturb(pair: tuple[WebSocket, Peer]):
     web, peer = pair
     hits: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda number, _frame: hits.append(number))
-    timer = threading.Timer(SOCKET_QUICK_S, lambda: peer.send(TextMessage("late")))
+
+    def send_late() -> None:
+        while len(hits) < 3:
+            time.sleep(0.005)
+        peer.send(TextMessage("late"))
+
+    sender = threading.Thread(target=send_late)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-        timer.start()
+        sender.start()
         assert web.receive(SOCKET_WAIT_S) == "late"
     finally:
+        sender.join()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        timer.join()
-    assert len(hits) > 2
 
 
 def test_tls_that_holds_messages_back_is_asked_for_them(ends: tuple[socket.socket, socket.socket], tmp_path: Path):
