@@ -204,6 +204,8 @@ class Loop:
         now_s = time.monotonic()
         self._due_s = self._service.turn(now_s)
         for kind, words in (("corrupt", self._bus.last_problem), ("refused", self._bus.last_refusal)):
+            if not words:
+                continue  # there has been none
             number = sum(number for name, number in self._bus.counters.items() if name.startswith(f"{kind}."))
             if number > self._told[kind]:
                 self._tally.drop(kind, words, number - self._told[kind])

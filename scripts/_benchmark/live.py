@@ -28,8 +28,8 @@ DEMO_FACE: Final = ROOT / "services" / "face_prep" / "assets" / "demo_face.png"
 READY_S: Final = 60.0
 SETTLE_S: Final = 5.0
 """after the first pictures: the delay finds its level"""
-ASK_S: Final = 0.25
-"""between two questions for the delay"""
+ASK_S: Final = 0.5
+"""between two questions for the delay: the page asks as often"""
 PLAYOUT: Final = ("late", "skipped", "held")
 
 
@@ -51,7 +51,7 @@ class LiveFigures:
     held: float
     """ticks at which the picture before was shown again, as the next one was not there"""
     delay_median_ms: float
-    """sound to picture by the streamer's own count, a running mean over some 20 pictures, asked four times a second"""
+    """sound to picture by the streamer's own count, a running mean over some 20 pictures, asked twice a second"""
     delay_p95_ms: float
     picture_p95_ms: float
     """of single pictures: that mean, and how far each picture's own delay was from it"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -135,8 +136,9 @@ class Session:
         if self._push is not None and sound.pushed >= 0:
             self._push.came_back(sound.first_sample, sound.pushed, len(sound.pcm))
             self._moved_s = now_s
-        power = float(np.mean(np.square(sound.pcm.astype(np.float32) / 32768.0)))
-        level = 10.0 * np.log10(max(1e-10, power))
+        loud = sound.pcm.astype(np.float32)
+        power = float(loud @ loud) / (len(loud) * 32768.0**2)
+        level = 10.0 * math.log10(max(1e-10, power))
         before = -100.0 if self.level_db is None else self.level_db
         self.level_db = max(level, before - 1.5)  # 75 dB a second down, at once up: as level meters do
 

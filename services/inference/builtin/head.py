@@ -165,7 +165,8 @@ def moved(head: Head, life: Life, drawn: Sequence[tuple[int, int, Pixels]]) -> R
         x2, y2 = min(width, x + pixels.shape[1] - margin), min(height, y + pixels.shape[0] - margin)
         if x1 >= x2 or y1 >= y2:
             continue
-        own = places[y1:y2, x1:x2] * np.float32(1 / head.scale) - np.array([x, y], np.float32)
+        # NumPy takes nine times as long for two numbers a pixel.
+        own = cv2.transform(places[y1:y2, x1:x2], np.array([[1 / head.scale, 0, -x], [0, 1 / head.scale, -y]]))
         picture[y1:y2, x1:x2] = cv2.remap(pixels, own, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return Rendered(head.x, head.y, picture, head.mask)
 

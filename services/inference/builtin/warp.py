@@ -8,6 +8,7 @@ photo twice, and lays the inside of the mouth between.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -462,10 +463,11 @@ def _below(warp: FaceWarp, lower_line: Floats, top: int, bottom: int) -> Floats:
 
 def _bounds(points: Floats, room: float, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Left and top, and right and bottom (exclusive), of what holds the points, within a picture."""
-    size = np.array([shape[1], shape[0]])
-    low = np.clip(np.floor(points.min(axis=0) - room), 0, size).astype(np.intp)
-    high = np.clip(np.ceil(points.max(axis=0) + room) + 1, 0, size).astype(np.intp)
-    return low, high
+    # NumPy takes several times as long for so few points.
+    sides = list(zip(points.T.tolist(), (shape[1], shape[0]), strict=True))
+    low = [min(max(math.floor(min(along) - room), 0), most) for along, most in sides]
+    high = [min(max(math.ceil(max(along) + room) + 1, 0), most) for along, most in sides]
+    return np.array(low, np.intp), np.array(high, np.intp)
 
 
 def _lay_interior(picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_line: Floats, amounts: Floats) -> None:
