@@ -22,6 +22,7 @@ from services.mel_features.mel import MEL_BANDS
 __all__ = [
     "AHEAD",
     "BACK",
+    "DILATIONS",
     "LENGTH",
     "OUTPUTS",
     "PRESSING_DILATIONS",

@@ -15,7 +15,7 @@ from services.inference.wav2lip.network import masked as stacked
 __all__ = ["BATCH", "Accuracy", "compare", "draw_lower", "stacked"]
 
 BATCH: Final = 8
-"""windows drawn at once; bounds the memory"""
+"""windows that are taken at once; bounds the memory"""
 PEAK: Final = 255.0
 MOST_DB: Final = 200.0
 """stands for "no difference at all", which has no number of decibels"""

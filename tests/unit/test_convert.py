@@ -488,7 +488,8 @@ def test_a_network_of_others_is_split_and_quantised_without_pytorch(
     network = Wav2LipNetwork(folder, precision="int8")
     assert "works 8 bits out in 32" in network.choice
     assert compare(draw_lower(network, held_out), exactly).worst_psnr_db >= GATE_DB
-    assert "int8" not in precisions_of("CPU", ["FP32", "INT8"])
+    assert precisions_of("CPU", ["FP32", "INT8"]) == precisions_of("AUTO", ["FP32", "INT8"]) == ["f32"]
+    assert precisions_of("GPU", ["FP32", "INT8"]) == ["f32", "int8"]
 
 
 def other_network(folder: Path, audio: str = "audio_sequences") -> Path:

@@ -17,7 +17,16 @@ from scripts._builtin.babble import babble
 from scripts._builtin.card import Figures, write_card
 from scripts._builtin.learn import Plan, Score, Task, aligned, balanced, folds_of, hear, learn, learn_all, score, usual
 from scripts._builtin.lessons import FRAMES, Lesson, columns, draw, lesson_of, padded, silenced
-from scripts._builtin.network import BACK, LENGTH, Dropout, Hearing, save_network, shares
+from scripts._builtin.network import (
+    BACK,
+    DILATIONS,
+    LENGTH,
+    PRESSING_DILATIONS,
+    Dropout,
+    Hearing,
+    save_network,
+    shares,
+)
 from scripts._builtin.phonemes import OPEN_VOWELS, Voice, speak
 from scripts._builtin.sentences import VOICE_OF
 from scripts._builtin.spoken import _lesson
@@ -72,9 +81,10 @@ def test_the_window_is_the_engines():
     assert (WINDOW.back, WINDOW.length) == (BACK, LENGTH)
 
 
-def test_a_window_is_heard_as_in_the_sequence():
+@pytest.mark.parametrize("dilations", [DILATIONS, PRESSING_DILATIONS])
+def test_a_window_is_heard_as_in_the_sequence(dilations: tuple[int, ...]):
     torch.manual_seed(0)
-    network = Hearing(channels=16).eval()
+    network = Hearing(channels=16, dilations=dilations).eval()
     mel = torch.randn(2, 80, LENGTH + 12)
     with torch.no_grad():
         whole = network(mel)
@@ -95,7 +105,7 @@ def test_sequences_hear_what_live_windows_hear():
 def test_the_saved_network_is_the_mean_in_the_usual_measure(tmp_path: Path):
     torch.manual_seed(1)
     networks = [Hearing(channels=8).eval() for _ in range(2)]
-    pressing = Hearing(channels=8).eval()
+    pressing = Hearing(channels=6, dilations=PRESSING_DILATIONS).eval()
     save_network(networks, pressing, (0.5, 0.25), tmp_path / "speech.xml")
     mel = np.random.default_rng(0).normal(0, 1, (3, 80, LENGTH)).astype(np.float32)
     compiled = ov.Core().compile_model(tmp_path / "speech.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

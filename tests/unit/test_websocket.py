@@ -299,7 +299,7 @@ class Clock:
     """A clock that the test sets forward; in place of the module's `time`."""
 
     def __init__(self) -> None:
-        self.now_s = time.monotonic()
+        self.now_s = 1000.0
 
     def monotonic(self) -> float:
         return self.now_s
@@ -334,6 +334,18 @@ def test_who_answers_pings_stays(clock: Clock, pair: tuple[WebSocket, Peer]):
         peer.send(ping.response())
     assert web.receive(0.0) is None
     assert web.closed is None
+
+
+def test_a_wait_that_is_longer_than_the_pause_between_pings_asks_meanwhile(
+    pair: tuple[WebSocket, Peer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(websocket, "PING_S", SOCKET_QUICK_S / 8)
+    web, peer = pair
+    waits = []
+    for _ in range(5):  # one that the host holds up asks only once
+        assert web.receive(SOCKET_QUICK_S) is None
+        waits.append([type(event) for event in peer.events()])
+    assert max(waits, key=len)[:2] == [Ping, Ping]
 
 
 def test_what_came_while_the_process_was_held_up_counts_as_heard(clock: Clock, pair: tuple[WebSocket, Peer]):

@@ -134,7 +134,7 @@ def shifted(values: npt.NDArray[Any], x: float, y: float, size: tuple[int, int],
     """Move a picture by parts of a pixel into one of another size (width, height).
 
     Args:
-        values: (h, w) or (h, w, 3).
+        values: (h, w) or (h, w, k), k at most 4.
         x: px to the right.
         y: px down.
         size: width and height of the result.

@@ -93,7 +93,6 @@ class _FixedBatches:
         self._generator: Any = generator
         self._compile = compile_
         self._batches = sorted(batches, reverse=True)
-        self._kinds = len({(size, faces) for size in batches for faces in (1, size)})
         self._requests: dict[tuple[int, int], Any] = {}
         self._request(1, 1)
 
@@ -120,7 +119,7 @@ class _FixedBatches:
                 shape[0] = size if AUDIO in port.get_names() else faces
             network.reshape(shapes)
             self._requests[size, faces] = self._compile(network).create_infer_request()
-            if len(self._requests) == self._kinds:
+            if self._batches == [1]:
                 self._generator = None  # its weights are no longer needed
         return self._requests[size, faces]
 
@@ -136,8 +135,8 @@ class Wav2LipNetwork:
         precision: type in which the device computes. "auto" times those that the device has, of the ones that are near
             enough to the original, and takes the fastest.
         threads: processor threads; 0 leaves them to OpenVINO.
-        batches: how many windows are drawn at once on the processor, 1 among them: the network is compiled for each.
-            Each more needs memory and, the first time, a second.
+        batches: how many windows are drawn at once on the processor, 1 among them: the network is compiled for each,
+            for windows of one face and for windows of a face each. Each needs memory and, the first time, a second.
 
     Raises:
         ValueError: no such file, network, device or precision; the text says what to do.
@@ -269,7 +268,8 @@ class Wav2LipNetwork:
             return request, precision, f"whole network in {precision}, it could not be split: {self._why_whole}"
         if wanted != "auto":
             request = self._in(generator, wanted)  # type: ignore[arg-type]
-            slow = "" if wanted != "int8" or wanted in able else ", slowly: this processor works 8 bits out in 32"
+            emulated = wanted == "int8" and hints_for_bytes(self._device)
+            slow = ", slowly: this processor works 8 bits out in 32" if emulated else ""
             return request, wanted, f"as set{self._told_products()}{slow}"  # type: ignore[return-value]
         times: dict[Precision, float] = {}
         best: tuple[Any, Precision] | None = None
@@ -397,12 +397,17 @@ def precisions_of(device: str, words: Sequence[str]) -> list[Precision]:
         words: its OPTIMIZATION_CAPABILITIES.
     """
     able: list[Precision] = [name for name in get_args(Precision) if CAPABILITY[name] in words]
-    return able if device != "CPU" or multiplies_bytes() else [name for name in able if name != "int8"]
+    return [name for name in able if name != "int8"] if hints_for_bytes(device) else able
 
 
 def hints_for_bytes(device: str = "CPU") -> dict[str, str]:
-    """What OpenVINO is told beside the type, so that an 8-bit network draws what it should."""
-    return {} if device != "CPU" or multiplies_bytes() else dict(ROUNDED_IN_FLOAT32)
+    """What OpenVINO is told beside the type, so that an 8-bit network draws what it should.
+
+    Args:
+        device: OpenVINO device; of AUTO and the like any part may be done by the processor.
+    """
+    processor = device.startswith(("CPU", "AUTO", "MULTI", "HETERO"))
+    return dict(ROUNDED_IN_FLOAT32) if processor and not multiplies_bytes() else {}
 
 
 def multiplies_bytes() -> bool:
