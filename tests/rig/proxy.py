@@ -115,17 +115,22 @@ def proxied(ports: dict[int, int], host: str = "127.0.0.1", **how: object) -> It
         finally:
             for job in both:
                 job.cancel()
-            await asyncio.gather(*both, return_exceptions=True)
-            for end in writers:
+            for end in writers:  # before anything is waited for: the end of the proxy may break off the wait
                 end.transport.abort()
+            await asyncio.gather(*both, return_exceptions=True)
 
     async def serve() -> None:
         jobs: set[asyncio.Task[None]] = set()
 
         def met(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if ended.is_set():
+                writer.transport.abort()
+                return
             job = asyncio.ensure_future(connection(port, reader, writer))
             jobs.add(job)
             job.add_done_callback(jobs.discard)
+            # A job that is cancelled before its first turn closes nothing itself.
+            job.add_done_callback(lambda _: writer.transport.abort())
 
         servers = [
             await asyncio.start_server(lambda r, w, p=far: met(p, r, w), "127.0.0.1", near)  # type: ignore[misc]
@@ -133,6 +138,11 @@ def proxied(ports: dict[int, int], host: str = "127.0.0.1", **how: object) -> It
         ]
         ready.set()
         await ended.wait()
+        # A server that is closed loses what it has just accepted, so it stops accepting a few turns before.
+        for server in servers:
+            for sock in server.sockets:
+                loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0.01)
         for server in servers:
             server.close()
         for job in list(jobs):
