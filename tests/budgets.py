@@ -514,6 +514,8 @@ LIVE_BEND_DB: Final = -80.0
 # Recordings (tests/unit/test_recorder.py, tests/web/test_recordings.py)
 RECORDING_SKEW_S: Final = 0.03
 """between a flash and its click in the file: less than a frame"""
+RECORDING_FLASHES_SEEN: Final = 2
+"""of three that last one tick each: a host that holds the test up may hide one"""
 RECORDING_LENGTH_S: Final = 0.2
 """by which a recording may be shorter or longer than the time between start and stop: sound comes in pieces of 64 ms"""
 RECORDING_CUT_S: Final = 1.0

@@ -35,7 +35,7 @@ from services.inference.wav2lip.winograd import with_fewer_products
 from services.mel_features.mel import whole_file
 from services.mel_features.windows import Windows
 
-__all__ = ["PLAIN_NAME", "PYTORCH", "TITLES", "Contender", "Entrant", "able", "field", "set_threads"]
+__all__ = ["PLAIN_NAME", "PYTORCH", "TITLES", "Contender", "Entrant", "able", "field", "missing_for", "set_threads"]
 
 PYTORCH: Final = "pytorch"
 PLAIN_NAME: Final = "openvino"
@@ -106,6 +106,13 @@ def able() -> list[Precision]:
     return precisions_of("CPU", ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
+def missing_for(precision: str, subject: Subject) -> str:
+    """Why nothing is measured in a precision; empty where it is."""
+    if precision not in able():
+        return f"the processor does not compute in {precision}"
+    return subject.no_int8 if precision == "int8" else ""
+
+
 def set_threads(threads: int) -> None:
     """Set the threads of the libraries that have one number for all."""
     torch.set_num_threads(threads)
@@ -127,10 +134,8 @@ def field(subject: Subject, threads: int) -> list[Entrant]:
     networks: dict[str, Wav2LipNetwork] = {}
 
     def network(precision: str) -> Wav2LipNetwork:
-        if precision not in able():
-            raise ValueError(f"the processor does not compute in {precision}")
-        if precision == "int8" and subject.no_int8:
-            raise ValueError(subject.no_int8)
+        if missing := missing_for(precision, subject):
+            raise ValueError(missing)
         if precision not in networks:
             networks[precision] = Wav2LipNetwork(subject.folder, "CPU", precision, threads, BATCHES)
         return networks[precision]

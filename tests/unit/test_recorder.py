@@ -25,6 +25,7 @@ from services.streamer.sound import SoundHub
 from tests.budgets import (
     RECORDING_CUT_S,
     RECORDING_DISK_BYTES,
+    RECORDING_FLASHES_SEEN,
     RECORDING_LENGTH_S,
     RECORDING_SKEW_S,
     RECORDING_SLOW_PX,
@@ -155,7 +156,7 @@ def test_sound_and_picture_are_in_step(tmp_path: Path) -> None:
     assert len(film.pcm) / 16_000 == pytest.approx(recording.seconds, abs=RECORDING_LENGTH_S)
     flashes, clicks = film.flashes(), film.clicks()
     assert len(clicks) == len(SIGNALS)
-    assert len(flashes) > len(SIGNALS) / 2  # a flash lasts one tick: a host that holds us up may hide one
+    assert len(flashes) >= RECORDING_FLASHES_SEEN
     skews = [min((flash - click for click in clicks), key=abs) for flash in flashes]
     assert max(map(abs, skews)) < RECORDING_SKEW_S, skews
 

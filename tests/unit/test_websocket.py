@@ -10,10 +10,10 @@ import ssl
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -318,7 +318,7 @@ def test_who_is_silent_is_asked_and_then_gone(clock: Clock, pair: tuple[WebSocke
     for _ in asked:
         clock.now_s += websocket.PING_S
         assert web.receive(0.0) is None
-    clock.now_s += 0.1
+    clock.now_s += websocket.PING_S
     with pytest.raises(ClosedError, match="nothing was heard"):
         web.receive(0.0)
     assert [type(event) for event in peer.events()] == [Ping for _ in asked]
@@ -387,12 +387,18 @@ def test_who_hangs_up_without_a_close_is_gone(abrupt: bool):
 def test_a_signal_does_not_disturb(pair: tuple[WebSocket, Peer]):
     web, peer = pair
     hits: list[int] = []
-    before = signal.signal(signal.SIGALRM, lambda number, _frame: hits.append(number))
+    disturbed = threading.Event()
+
+    def hit(number: int, _frame: FrameType | None) -> None:
+        hits.append(number)
+        if len(hits) > 2:
+            disturbed.set()
+
+    before = signal.signal(signal.SIGALRM, hit)
 
     def send_late() -> None:
-        while len(hits) < 3:
-            time.sleep(0.005)
-        peer.send(TextMessage("late"))
+        if disturbed.wait(SOCKET_WAIT_S):
+            peer.send(TextMessage("late"))
 
     sender = threading.Thread(target=send_late)
     try:
