@@ -43,7 +43,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             break
         told = item.config.get_terminal_writer()
         told.line(f"\n{item.nodeid}: failed while the machine stood still for {calm.longest_s:.2f} s; tried again")
-        item._initrequest()  # type: ignore[attr-defined]  # fresh fixtures, as pytest's own reruns make them
+        # Fresh fixtures, those of the module too: what the failed try left in a running server is not what a test expects.
+        module = item.getparent(pytest.Module)
+        item.session._setupstate.teardown_exact(module.parent)  # type: ignore[union-attr, arg-type]
+        item._initrequest()  # type: ignore[attr-defined]  # as pytest's own reruns do
     for report in reports:
         if report.failed and calmest_s > STOLEN_S:
             where = (str(item.path), item.location[1] or 0)
