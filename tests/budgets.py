@@ -668,6 +668,12 @@ STAGE_WAIT_S: Final = 10.0
 LINE_FRAME_BYTES: Final = 8_000
 LINE_WINDOW_BYTES: Final = 128_000
 LINE_FRAMES: Final = 150
+LINE_SHRUNK: Final = 0.4
+"""of the window that there was at first: less than half of it"""
+LINE_STALL_S: Final = 0.3
+LINE_WATCHED_S: Final = 3.0
+LINE_STALLED_FRAMES: Final = 2
+"""at most so many go to a viewer that reads nothing, just to see whether it reads"""
 """6 s: so soon a near viewer has sharp pictures, whatever its kernel says"""
 
 # ---- training of Wav2Lip for tests (tests/unit/test_train_wav2lip.py)

@@ -43,7 +43,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             break
         told = item.config.get_terminal_writer()
         told.line(f"\n{item.nodeid}: failed while the machine stood still for {calm.longest_s:.2f} s; tried again")
-        # Fresh fixtures, those of the module too: what the failed try left in a running server is not what a test expects.
+        # Fresh fixtures, those of the module too: a test does not expect what its failed try left in a running server.
         module = item.getparent(pytest.Module)
         item.session._setupstate.teardown_exact(module.parent)  # type: ignore[union-attr, arg-type]
         item._initrequest()  # type: ignore[attr-defined]  # as pytest's own reruns do

@@ -47,6 +47,8 @@ LAZY_S: Final = (0.03, 0.07)
 """a near kernel whose program has read acknowledges at once; after this time it does so without: that proves nothing"""
 MOST_DOUBTS: Final = 3
 """of the first frames may look unread or lazily acknowledged; a near kernel that has room may look so for ever"""
+ENOUGH: Final = 10
+"""frames in a row that went through at once: the line is known, though small ones measure none as fast"""
 CROWDED: Final = 0.5
 """share of the viewer's buffer: with less left in it, it is read too slowly"""
 WARY: Final = 0.75
@@ -158,6 +160,9 @@ class TcpLine:
             self._progress_s, self._rose = now, True
         elif look.acked > self._acked and not crowded:
             self._progress_s = now
+        elif crowded and not look.queued and self._reads(look.window):
+            # Its buffer may never be as wide again as it was once, and then looks crowded for ever.
+            self._progress_s, self._rose = now, True
         self._widest = max(self._widest, look.window)
         self._window, self._acked = look.window, look.acked
         if look.queued > look.in_flight + SLACK_BYTES:
@@ -175,6 +180,10 @@ class TcpLine:
                 return False
         self._learn(now)
         return self._rate is None or now - self._sent_s >= PACE * self._size / self._rate - FRAME_S
+
+    def _reads(self, window: int) -> bool:
+        """Whether the viewer has read what came before the last frame, which has lain down in its buffer meanwhile."""
+        return window > self._window_sent - self._size // 2
 
     def _learn(self, now: float) -> None:
         """The last frame has gone through: what does the time it took say about the line?"""
@@ -200,8 +209,9 @@ class TcpLine:
 
     def _start(self, took_s: float, went: int) -> None:
         """Learn from one of the first frames, before the line is known: more is believed while all goes at once."""
-        unread = self._window < self._widest - self._size // 2
-        if self._near and (LAZY_S[0] < took_s < LAZY_S[1] or (unread and took_s < LAZY_S[1])):
+        lazy = LAZY_S[0] < took_s < LAZY_S[1]
+        unread = took_s < LAZY_S[1] and not self._reads(self._window)
+        if self._near and (lazy or unread):
             self._rate, self._eager = START[0], 0
             self._doubts += 1
             self._starting = self._doubts < MOST_DOUBTS
@@ -210,11 +220,11 @@ class TcpLine:
         sample = max(SLOWEST, went / max(took_s, POLL_S))
         if self._rate is None:
             self._rate = min(sample, START[1])
-        elif sample < self._rate or took_s > LONG_S:
+        elif took_s > (FRAME_S if sample < self._rate else LONG_S):
             self._rate, self._starting = min(sample, START[0]), False
         elif self._eager > 1:
-            self._rate = min(sample, 2 * self._rate)
-            self._starting = self._rate < FAST
+            self._rate = max(self._rate, min(sample, 2 * self._rate))
+            self._starting = self._rate < FAST and self._eager < ENOUGH
 
     def _look(self) -> _Look:
         queued = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0]

@@ -43,6 +43,8 @@ BOUNDARY: Final = b"frame"
 CONTENT_TYPE: Final = "multipart/x-mixed-replace; boundary=frame"
 REPEAT_S: Final = 1.0
 """a viewer gets the last frame again after this time without a new one"""
+SHARPEN_FRAMES: Final = 50
+"""for so many frames a still picture that could be sharper is repeated as fast as a moving one, then as one that is"""
 TRANSFER_S: Final = 0.15
 """longest time that one frame may take to a viewer before it gets a lower rung"""
 CLIMB_S: Final = 0.1
@@ -54,7 +56,7 @@ FIRST_RUNG: Final = 2
 TRIAL_FRAMES: Final = 5
 """frames after which its line is known well enough to climb at once"""
 TRIAL_S: Final = 0.04
-"""until then a still picture is repeated after this time, so that it is sharp soon"""
+"""a still picture is repeated after this time until then, and as long as it grows sharper"""
 RATE_WINDOW_S: Final = 2.0
 """time over which a viewer's frame rate is counted"""
 
@@ -160,6 +162,9 @@ class Viewer:
         self.settled = False
         """whether it has found its first rung"""
         self._seen = 0
+        self._last: Frame | None = None
+        self._repeats = 0
+        """how many times the last frame was taken again"""
         self._climb = 0
         self._times: deque[float] = deque(maxlen=64)
 
@@ -177,7 +182,15 @@ class Viewer:
             if self._seen:
                 self.skipped += max(0, published.count - self._seen - 1)
             self._seen = published.count
+            self._repeats = self._repeats + 1 if published.frame is self._last else 0
+            self._last = published.frame
         return published
+
+    @property
+    def repeat_s(self) -> float:
+        """Time after which it gets the last frame again when there is no new one, s."""
+        sharpens = self.rung > 0 and self._repeats < SHARPEN_FRAMES
+        return TRIAL_S if sharpens or self.sent <= TRIAL_FRAMES else REPEAT_S
 
     def choose(self, rate: float | None, *, first: bool) -> None:
         """Choose the rung for the next frame.
@@ -192,7 +205,7 @@ class Viewer:
         fits = next((i for i, size in enumerate(sizes) if size <= rate * TRANSFER_S), len(RUNGS) - 1)
         if fits > self.rung:
             self.rung, self._climb = fits, 0
-            self.settled = True
+            self.settled = self.sent >= TRIAL_FRAMES
             return
         # Climbing needs more room than staying, and patience: a line at its edge must not swing between two qualities.
         goal = next((i for i in range(self.rung) if sizes[i] <= rate * CLIMB_S), self.rung)
@@ -366,7 +379,7 @@ def parts(hub: FrameHub, viewer: Viewer, line: Line) -> Iterator[bytes]:
         while True:
             # The order is the point: first wait for room, then take what is newest by then.
             line.wait()
-            published = viewer.next(TRIAL_S if viewer.sent <= TRIAL_FRAMES else REPEAT_S)
+            published = viewer.next(viewer.repeat_s)
             if published is None:
                 continue
             viewer.choose(line.rate, first=viewer.sent >= TRIAL_FRAMES and not viewer.settled)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from services.streamer.control import SessionControl
 from services.streamer.line import TcpLine
-from services.streamer.mjpeg import FIRST_RUNG, REPEAT_S, TRIAL_FRAMES, TRIAL_S, Frame, Viewer
+from services.streamer.mjpeg import FIRST_RUNG, TRIAL_FRAMES, Frame, Viewer
 from services.streamer.sound import SoundTap
 from services.streamer.websocket import UNSUPPORTED, WebSocket, words_of
 from shared.clock import SAMPLE_RATE_HZ
@@ -207,7 +207,7 @@ class _Player:
         if newest is not self._last:
             return newest is not None
         since_s = time.monotonic() - self._sent_s
-        return since_s > (TRIAL_S if viewer.sent <= TRIAL_FRAMES else REPEAT_S) and viewer.rung > 0
+        return since_s > viewer.repeat_s and viewer.rung > 0
 
     def _hear(self) -> None:
         """Take what the player says."""

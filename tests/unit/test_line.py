@@ -5,11 +5,22 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
-from services.streamer.line import FAST, TcpLine, _Look
-from tests.budgets import LINE_FRAME_BYTES, LINE_FRAMES, LINE_WINDOW_BYTES
+import services.streamer.line
+from services.streamer.line import FAST, FRAME_S, TcpLine, _Look
+from services.streamer.player import Line
+from tests.budgets import (
+    LINE_FRAME_BYTES,
+    LINE_FRAMES,
+    LINE_SHRUNK,
+    LINE_STALL_S,
+    LINE_STALLED_FRAMES,
+    LINE_WATCHED_S,
+    LINE_WINDOW_BYTES,
+)
 
 RATE_ENOUGH = 25 * LINE_FRAME_BYTES * 4
 """bytes/s at which pictures four times as large are carried"""
@@ -39,3 +50,77 @@ def test_a_near_viewer_whose_kernel_never_tells_that_it_has_read_gets_sharp_pict
         line.wait()
     assert line.rate is not None
     assert RATE_ENOUGH < line.rate < 100 * FAST
+
+
+@dataclass
+class Peer:
+    """A near viewer as the kernel tells of it."""
+
+    window: int = LINE_WINDOW_BYTES
+    acked: int = 0
+
+    def look(self) -> _Look:
+        return _Look(queued=0, acked=self.acked, in_flight=0, window=self.window)
+
+    def get(self, line: TcpLine, took_s: float = 0.0, unread: int = 0) -> None:
+        """A frame has come, of which so much is not read."""
+        line.sent(LINE_FRAME_BYTES, time.monotonic() - took_s)
+        self.acked += LINE_FRAME_BYTES
+        self.window -= unread
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Peer:
+    made = Peer()
+    monkeypatch.setattr(TcpLine, "_look", lambda _line: made.look())
+    return made
+
+
+def test_a_small_frame_that_took_a_moment_says_nothing_against_a_line(sock: socket.socket, peer: Peer) -> None:
+    line = TcpLine(sock)
+    for _ in range(4):
+        peer.get(line)
+        line.wait()
+    before = line.rate
+    assert before is not None
+    peer.get(line, took_s=0.6 * FRAME_S)
+    line.wait()
+    assert line.rate is not None
+    assert line.rate >= before
+
+
+def frames_taken(line: Line, peer: Peer, unread: int) -> int:
+    """How many frames go out within a while, and so much of each is not read."""
+    frames, until_s = 0, time.monotonic() + LINE_WATCHED_S
+    while time.monotonic() < until_s:
+        if line.has_room():
+            peer.get(line, unread=unread)
+            frames += 1
+        time.sleep(0.002)
+    return frames
+
+
+def test_a_viewer_whose_buffer_is_no_longer_as_wide_as_it_was_is_not_taken_for_stalled(
+    sock: socket.socket, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux may make a window smaller for good, by how well the segments that come fill their memory."""
+    monkeypatch.setattr(services.streamer.line, "STALL_S", LINE_STALL_S)
+    line = Line(sock)
+    peer.get(line)
+    assert line.has_room()
+    peer.window = round(LINE_SHRUNK * LINE_WINDOW_BYTES)
+    peer.get(line)
+    assert frames_taken(line, peer, unread=0) > LINE_STALLED_FRAMES
+
+
+def test_a_viewer_that_reads_nothing_gets_no_more(
+    sock: socket.socket, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services.streamer.line, "STALL_S", LINE_STALL_S)
+    line = Line(sock)
+    peer.get(line)
+    assert line.has_room()
+    peer.window = round(LINE_SHRUNK * LINE_WINDOW_BYTES)
+    peer.get(line, unread=LINE_FRAME_BYTES)
+    assert frames_taken(line, peer, unread=LINE_FRAME_BYTES) <= LINE_STALLED_FRAMES
+    assert not line.has_room()

@@ -24,7 +24,11 @@ from services.streamer import line as line_module
 from services.streamer.line import TcpLine
 from services.streamer.mjpeg import (
     FIRST_RUNG,
+    REPEAT_S,
     RUNGS,
+    SHARPEN_FRAMES,
+    TRIAL_FRAMES,
+    TRIAL_S,
     Frame,
     FrameHub,
     HubClosedError,
@@ -104,6 +108,38 @@ class TestHub:
         hub.publish(Frame(7, drawing(1)))
         with hub.viewer() as viewer:
             assert viewer.next(0.01) is viewer.next(0.01)
+
+    def test_still_picture_that_could_be_sharper_is_repeated_fast_for_a_while(self) -> None:
+        hub = FrameHub()
+        hub.publish(Frame(7, drawing(1)))
+        with hub.viewer() as viewer:
+            viewer.sent, viewer.rung = TRIAL_FRAMES + 1, FIRST_RUNG
+            assert viewer.next(0.0) is not None
+            fast = 0
+            while viewer.repeat_s < REPEAT_S:
+                fast += 1
+                viewer.next(0.0)
+            assert fast == SHARPEN_FRAMES
+            hub.publish(Frame(8, drawing(2)))
+            viewer.next(0.0)
+            assert viewer.repeat_s == TRIAL_S, "another picture"
+            viewer.rung = 0
+            assert viewer.repeat_s == REPEAT_S, "sharper it does not get"
+
+    def test_rung_of_a_line_that_was_taken_for_slow_on_trial_is_left_at_once(self) -> None:
+        hub = FrameHub()
+        hub.publish(Frame(7, drawing(1)))
+        with hub.viewer() as viewer:
+            viewer.rung = FIRST_RUNG
+            hub.jpeg(Frame(7, drawing(1)), RUNGS[FIRST_RUNG])
+            viewer.choose(1.0, first=False)
+            assert viewer.rung == len(RUNGS) - 1
+            viewer.sent = TRIAL_FRAMES
+            rungs = []
+            for _ in RUNGS:
+                viewer.choose(1e9, first=not viewer.settled)
+                rungs.append(viewer.rung)
+        assert rungs == [*range(len(RUNGS) - 2, -1, -1), 0]
 
     def test_slow_viewer_takes_the_newest_and_counts_what_it_missed(self) -> None:
         hub = FrameHub()
