@@ -127,6 +127,8 @@ class Bus:
         self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
         """monitor -> the socket it tells of"""
         self._retry_s: dict[zmq.Socket[bytes], float] = {}
+        self._asleep: set[zmq.Socket[bytes]] = set()
+        """what comes there wakes nobody"""
         self._poller = zmq.Poller()
         self.counters: Counter[str] = Counter()
         self.last_problem = ""
@@ -176,6 +178,16 @@ class Bus:
         self._keys_of[name].discard(key)
         self._receivers[name].unsubscribe(_wire(name, key))
 
+    def wakes(self, name: str, *, wake: bool) -> None:
+        """Say whether `receive` returns as soon as something comes on a topic, or gives it with the next thing."""
+        socket = self._receivers[name]
+        if wake and socket in self._asleep:
+            self._asleep.remove(socket)
+            self._poller.register(socket, zmq.POLLIN)
+        elif not wake and socket not in self._asleep:
+            self._asleep.add(socket)
+            self._poller.unregister(socket)
+
     def watch(self, fd: int) -> None:
         """Have `receive` wake up when a file descriptor can be read."""
         self._poller.register(fd, zmq.POLLIN)
@@ -203,7 +215,8 @@ class Bus:
 
         What is no message of its topic is counted and skipped; `last_problem` holds why.
         """
-        for source, _ in self._poller.poll(math.ceil(max(0.0, timeout_s) * 1000.0)):
+        ready = [source for source, _ in self._poller.poll(math.ceil(max(0.0, timeout_s) * 1000.0))]
+        for source in [*self._asleep, *ready]:
             if isinstance(source, int):
                 yield Ready(source)
                 continue
@@ -392,7 +405,10 @@ class Bus:
             socket.disable_monitor()
             monitor.close(linger=0)
             del self._monitors[monitor]
-        self._poller.unregister(socket)
+        if socket in self._asleep:
+            self._asleep.remove(socket)
+        else:
+            self._poller.unregister(socket)
         self._retry_s.pop(socket, None)
         del self._topic_of[socket]
         socket.close()

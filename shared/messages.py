@@ -88,7 +88,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Audio(Message, frozen=True):
-    """A piece of sound, 20 ms as audio_capture sends it."""
+    """A piece of sound, 20 or 40 ms as audio_capture sends it."""
 
     KIND: ClassVar[str] = "audio"
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {

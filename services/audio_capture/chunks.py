@@ -31,14 +31,14 @@ Pcm16 = npt.NDArray[np.int16]
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """20 ms of sound."""
+    """20 ms of sound; 40 ms where two are joined."""
 
     first_sample: int
     """place of the first sample, samples at 16 kHz since the source began"""
     captured_ns: int
     """when the last sample was heard (or, of a file, is due), ns of `time.monotonic_ns`"""
     pcm: Pcm16
-    """16 kHz mono, int16, (320,)"""
+    """16 kHz mono, int16, (320,) or (640,)"""
     pushed: int = -1
     """how many samples of what was pushed lie before the first one; -1 where nothing is pushed"""
 

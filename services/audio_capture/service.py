@@ -12,9 +12,10 @@ from typing import Final, Literal
 
 from services.audio_capture.chunks import Chunk, Hole, Source, SourceStatus
 from services.audio_capture.devices import microphone_words
+from services.audio_capture.pairs import Pairs
 from services.audio_capture.sources import DemoSource, FileSource, LiveSource, MicrophoneSource, NetworkSource
 from shared.bus import Bus, Delivery, Event
-from shared.clock import frame_of
+from shared.clock import CHUNK_SAMPLES, frame_of, seconds_of
 from shared.messages import Audio, Flush, Gap, Pcm, SessionState, SourceState
 from shared.service import Tally
 from shared.settings import Settings
@@ -44,6 +45,7 @@ class _Open:
     state: SessionState
     source: Source
     told_s: float
+    pairs: Pairs
     base: int = 0
     """count of the source at which the epoch began"""
     stream: str = field(default_factory=lambda: secrets.token_hex(6))
@@ -91,11 +93,15 @@ class AudioCapture:
                 self._close(name)
                 continue
             for piece in opened.source.read():
-                self._publish(opened, piece)
+                self._give(opened, piece, now_s)
+            if now_s >= opened.pairs.due_s or opened.source.status.state != "running":
+                self._give_rest(opened)
             self._watch(opened)
             next_due = opened.source.next_due()
             if next_due is not None:
-                due_s = min(due_s, next_due)
+                waits = opened.pairs.may_wait(opened.next_sample - opened.base)
+                due_s = min(due_s, next_due + (seconds_of(CHUNK_SAMPLES) if waits else 0.0))
+            due_s = min(due_s, opened.pairs.due_s)
             self._tell_source(opened, now_s)
         while self._early and now_s - self._early[0][0] > EARLY_S:
             self._early.popleft()
@@ -130,6 +136,7 @@ class AudioCapture:
                 self._close(state.session)
             elif state.epoch > opened.state.epoch:
                 if state.source in LIVE:  # its time line begins anew
+                    self._give_rest(opened)
                     opened.base, opened.stream = opened.next_sample, secrets.token_hex(6)
                     opened.said = None
                 else:
@@ -143,7 +150,7 @@ class AudioCapture:
                 )
                 return
             source = self._source(state.source)
-            self._open[state.session] = _Open(state, source, time.monotonic())
+            self._open[state.session] = _Open(state, source, time.monotonic(), Pairs())
             source.start()
         early, self._early = self._early, deque(maxlen=MOST_EARLY)
         for came_s, piece in early:
@@ -180,31 +187,46 @@ class AudioCapture:
         elif isinstance(source, NetworkSource) and not source.push(piece.first_sample, piece.pcm):
             self._tally.drop("pcm_refused", "more sound was pushed than is kept", session=piece.session)
 
-    def _publish(self, opened: _Open, piece: Chunk | Hole) -> None:
-        state = opened.state
-        first = piece.first_sample - opened.base
+    def _give(self, opened: _Open, piece: Chunk | Hole, now_s: float) -> None:
+        """Publish what a source gave, chunks in pairs."""
         if isinstance(piece, Chunk):
             opened.next_sample = piece.first_sample + len(piece.pcm)
-            self._tally.observe("age_heard", time.monotonic() - piece.captured_ns / 1e9)
-            if self._tally.tracing:
-                end = first + len(piece.pcm)
-                told = {"sample": end, "heard_ns": piece.captured_ns}
-                self._tally.trace("heard", state.session, state.epoch, frame_of(end - 1), **told)
-            self._bus.send(
-                "audio",
-                Audio(
-                    session=state.session,
-                    epoch=state.epoch,
-                    stream=opened.stream,
-                    first_sample=first,
-                    captured_ns=piece.captured_ns,
-                    pcm=piece.pcm,
-                    pushed=piece.pushed,
-                ),
-            )
             self._tally.count("chunks")
-            return
-        opened.next_sample = piece.first_sample + piece.samples
+            for chunk in opened.pairs.add(piece, piece.first_sample - opened.base, now_s):
+                self._publish(opened, chunk)
+        else:
+            self._give_rest(opened)
+            opened.next_sample = piece.first_sample + piece.samples
+            self._publish_gap(opened, piece)
+
+    def _give_rest(self, opened: _Open) -> None:
+        """Publish a chunk that waits for the next one."""
+        for chunk in opened.pairs.flush():
+            self._publish(opened, chunk)
+
+    def _publish(self, opened: _Open, piece: Chunk) -> None:
+        state = opened.state
+        first = piece.first_sample - opened.base
+        self._tally.observe("age_heard", time.monotonic() - piece.captured_ns / 1e9)
+        if self._tally.tracing:
+            end = first + len(piece.pcm)
+            told = {"sample": end, "heard_ns": piece.captured_ns}
+            self._tally.trace("heard", state.session, state.epoch, frame_of(end - 1), **told)
+        self._bus.send(
+            "audio",
+            Audio(
+                session=state.session,
+                epoch=state.epoch,
+                stream=opened.stream,
+                first_sample=first,
+                captured_ns=piece.captured_ns,
+                pcm=piece.pcm,
+                pushed=piece.pushed,
+            ),
+        )
+
+    def _publish_gap(self, opened: _Open, piece: Hole) -> None:
+        state = opened.state
         if piece.reason == "pause":
             self._tally.count("gap_pause")
         else:
@@ -214,7 +236,7 @@ class AudioCapture:
             session=state.session,
             epoch=state.epoch,
             stream=opened.stream,
-            first_sample=first,
+            first_sample=piece.first_sample - opened.base,
             samples=piece.samples,
             reason=piece.reason,
         )

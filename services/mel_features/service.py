@@ -26,6 +26,10 @@ SHORT_S: Final = 2.0
 MOST_SESSIONS: Final = 256
 MOST_WAITING: Final = 64
 """windows that wait for credit, of all sessions"""
+WAITING_TURN_S: Final = 0.02
+"""how often it is looked whether a window has waited too long"""
+IDLE_TURN_S: Final = 0.1
+"""the same for credit that was not honoured, while nothing waits"""
 SESSION_SILENT_S: Final = 5.0
 """a session that the streamer no longer tells of is forgotten"""
 
@@ -102,7 +106,9 @@ class MelFeatures:
             self._bus.send("work", Refusal(worker=worker, text=why), worker)
         self._hand_out()
         self._count(now_s)
-        return now_s + 0.02
+        waits = len(self._waiting) > 0
+        self._bus.wakes("credit", wake=waits)  # else it is early enough when the next sound comes
+        return now_s + (WAITING_TURN_S if waits else IDLE_TURN_S)
 
     def _take_back(self, worker: str) -> None:
         """A worker is gone: what it held goes to another one, as long as there is time."""

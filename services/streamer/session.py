@@ -20,7 +20,7 @@ from services.streamer.push import Push
 from services.streamer.sessions import SessionBook
 from services.streamer.sound import SoundHub
 from shared.bus import Bus
-from shared.clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, sample_of
+from shared.clock import FRAME_SAMPLES, SAMPLE_RATE_HZ, sample_of, seconds_of
 from shared.messages import Audio, Face, FaceProblem, Flush, Gap, Patch, Pcm, SourceState
 from shared.service import Tally
 
@@ -41,6 +41,8 @@ DRAINED_S: Final = 1.5
 """how long after its last sound a source that ended is stopped"""
 LIVE_GONE_S: Final = 10.0
 """the same for a browser's microphone, whose page may come back"""
+FALL_DB_PER_S: Final = 75.0
+"""how fast a level meter comes down; it goes up at once"""
 HEARD_S: Final = 0.12
 """how long the players' word of what was audible at an interrupt is waited for"""
 PLAYER_S: Final = 3.0
@@ -140,7 +142,7 @@ class Session:
         power = float(loud @ loud) / (len(loud) * 32768.0**2)
         level = 10.0 * math.log10(max(1e-10, power))
         before = -100.0 if self.level_db is None else self.level_db
-        self.level_db = max(level, before - 1.5)  # 75 dB a second down, at once up: as level meters do
+        self.level_db = max(level, before - FALL_DB_PER_S * seconds_of(len(sound.pcm)))
 
     def take(self, patch: Patch) -> None:
         """Take a frame's moving part."""

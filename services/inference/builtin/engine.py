@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -20,6 +20,9 @@ from shared.messages import Face
 __all__ = ["MODELS", "BuiltinEngine", "LivingEngine", "LivingFace", "living"]
 
 MODELS: Final = Path(__file__).resolve().parents[3] / "models" / "builtin"
+LID_STEPS: Final = 16
+"""Places of a lid on its way down that are told apart, and drawn once for a face: it passes several from one frame to the
+next."""
 
 
 class BuiltinEngine:
@@ -80,6 +83,8 @@ class LivingFace:
     """the photo under the mouth's patch, BGR, (h, w, 3)"""
     share: Floats
     """of what is drawn of the mouth, (h, w), 0..1"""
+    lids: dict[int, list[tuple[int, int, Pixels]]] = field(default_factory=dict)
+    """closed by so many of `LID_STEPS`: each eye's left and top edge, px, and picture, BGR; made when first seen"""
 
 
 class LivingEngine:
@@ -136,6 +141,8 @@ def living(state: LivingFace, spoken: Rendered, life: Life) -> Rendered:
     if life == STILL:
         return spoken
     drawn = [(spoken.x, spoken.y, mixed(spoken.image, state.mouth, state.share))]
-    if life.closed > 0:
-        drawn += [(eye.x, eye.y, eyes.closed(eye, life.closed)) for eye in state.eyes]
+    step = round(life.closed * LID_STEPS)
+    if step and step not in state.lids:
+        state.lids[step] = [(eye.x, eye.y, eyes.closed(eye, step / LID_STEPS)) for eye in state.eyes]
+    drawn += state.lids.get(step, [])
     return head.moved(state.head, life, drawn)
