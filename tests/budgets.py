@@ -164,6 +164,8 @@ BUILTIN_CLOSURES: Final = 0.90
 BUILTIN_CLOSED: Final = 0.15
 BUILTIN_USUAL_QUANTILE: Final = 0.9
 """lips that are no further apart than this share of this quantile of the opening meet"""
+COLUMNS_ERROR: Final = 1e-4
+"""of what the network says, shares of the usual opening"""
 BUILTIN_SPEAKS: Final = 0.4
 """of the widest possible opening that speech reaches"""
 BUILTIN_LEVEL_CORRELATION: Final = 0.95
@@ -405,6 +407,8 @@ MARK_MOVES: Final = 20
 """grey levels by which a moving head changes a pixel"""
 
 # The bus (tests/process/test_bus.py)
+BUS_ASLEEP_S: Final = 0.4
+"""for which something that wakes nobody is waited for"""
 BUS_LEAVINGS: Final = 25
 """publishers that are left in the middle of a message"""
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from contextlib import closing
 
 import zmq
 
+from shared.bus import Bus, Delivery
 from shared.topics import topic
-from tests.budgets import BUS_LEAVINGS, PROCESS_START_S, PROCESS_STOP_S
-from tests.rig.stack import ROOT, free_ports
+from tests.budgets import BUS_ASLEEP_S, BUS_LEAVINGS, PROCESS_START_S, PROCESS_STOP_S
+from tests.examples import EXAMPLES
+from tests.rig.stack import ROOT, free_ports, until
 
 PUBLISHER = """
 import sys
@@ -59,3 +63,48 @@ def test_a_peer_that_leaves_in_the_middle_of_a_message_does_not_end_a_service_th
             reader.close()
             _, told = leaving.communicate(timeout=PROCESS_STOP_S)
             assert leaving.returncode == 0, told
+
+
+def test_what_wakes_nobody_is_given_with_the_next_thing_and_wakes_again_when_told_to():
+    base = free_ports(9)
+    with (
+        closing(Bus("mel_features", "127.0.0.1", base)) as hub,
+        closing(Bus("inference", "127.0.0.1", base)) as worker,
+        closing(Bus("audio_capture", "127.0.0.1", base)) as ear,
+    ):
+        ear.publishes("audio")
+        hub.receives("credit", "audio")
+        worker.publishes("credit")
+
+        def given(timeout_s: float) -> list[str]:
+            return [event.topic for event in hub.receive(timeout_s) if isinstance(event, Delivery)]
+
+        def heard(bus: Bus, name: str) -> bool:
+            list(bus.receive(0.0))
+            bus.send(name, EXAMPLES[name])
+            return name in given(0.1)
+
+        until(lambda: heard(worker, "credit"), PROCESS_START_S, "the worker's way to the hub")
+        until(lambda: heard(ear, "audio"), PROCESS_START_S, "the ear's way to the hub")
+        while given(0.1):
+            pass
+
+        hub.wakes("credit", wake=False)
+        hub.wakes("credit", wake=False)
+        worker.send("credit", EXAMPLES["credit"])
+        began_s = time.monotonic()
+        came = given(BUS_ASLEEP_S)
+        assert time.monotonic() - began_s > 0.9 * BUS_ASLEEP_S
+        ear.send("audio", EXAMPLES["audio"])
+        while not {"credit", "audio"} <= set(came):
+            assert time.monotonic() - began_s < PROCESS_START_S
+            came += given(0.1)
+        while given(0.1):
+            pass
+
+        hub.wakes("credit", wake=True)
+        worker.send("credit", EXAMPLES["credit"])
+        began_s = time.monotonic()
+        assert given(PROCESS_START_S) == ["credit"]
+        assert time.monotonic() - began_s < 0.5 * PROCESS_START_S
+        hub.wakes("credit", wake=False)  # and it can be closed so

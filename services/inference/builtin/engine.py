@@ -21,8 +21,8 @@ __all__ = ["MODELS", "BuiltinEngine", "LivingEngine", "LivingFace", "living"]
 
 MODELS: Final = Path(__file__).resolve().parents[3] / "models" / "builtin"
 LID_STEPS: Final = 16
-"""Places of a lid on its way down that are told apart, and drawn once for a face: it passes several from one frame to the
-next."""
+"""Places of a lid on its way down that are told apart, and drawn once for a face: it passes several from one frame to
+the next."""
 
 
 class BuiltinEngine:
