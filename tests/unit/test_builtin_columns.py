@@ -77,6 +77,21 @@ def test_sessions_do_not_mix(network: ColumnNetwork, whole: ov.CompiledModel) ->
                 assert same(network, whole, each[frame], f"session{number}")
 
 
+def test_after_a_failure_the_next_window_is_heard_whole(
+    network: ColumnNetwork, whole: ov.CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_window: Floats) -> list[Floats]:
+        raise RuntimeError("no memory")
+
+    first, second, *rest = windows(4)
+    assert same(network, whole, first)
+    with monkeypatch.context() as broken:
+        broken.setattr(network._few, "run", fails)
+        with pytest.raises(RuntimeError):
+            network.hear(second, "default")
+    assert all(same(network, whole, window) for window in rest)
+
+
 def test_a_network_without_columns_to_keep_is_run_whole(core: ov.Core) -> None:
     mel = ops.parameter(ov.PartialShape([-1, BANDS, COLUMNS]), np.float32)
     model = ov.Model([ops.reduce_mean(mel, ops.constant(np.array([2])))], [mel])

@@ -83,12 +83,11 @@ class ColumnNetwork:
         """
         if self._whole is not None:
             return np.array(self._whole.run(window)[0])
-        kept = self._kept.get(session)
+        # Taken out until it is whole again: should anything fail, the next window is heard whole.
+        kept = self._kept.pop(session, None)
         step = next((step for step in STEPS if kept is not None and _goes_on(kept.window, window, step)), 0)
         if kept is None:
-            kept = self._begun(session, window)
-        self._kept.move_to_end(session)
-        kept.window[:] = window
+            kept = self._begun(window)
         if step:
             made = self._few.run(window[:, -self._few.columns :])
             for found, new in zip(kept.found, made, strict=True):
@@ -100,16 +99,17 @@ class ColumnNetwork:
         for k, tensor in enumerate(kept.tensors):
             self._late.set_input_tensor(k, tensor)
         self._late.infer()
+        kept.window[:] = window
+        self._kept[session] = kept
+        if len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
         return np.array(self._said)
 
-    def _begun(self, session: str, window: Floats) -> _Kept:
+    def _begun(self, window: Floats) -> _Kept:
         """Room for what is heard of a session."""
         found = tuple(np.empty(shape, np.float32) for shape in self._shapes)
         tensors = tuple(ov.Tensor(each, shared_memory=True) for each in found)
-        self._kept[session] = kept = _Kept(np.empty_like(window), found, tensors)
-        while len(self._kept) > MOST_KEPT:
-            self._kept.popitem(last=False)
-        return kept
+        return _Kept(np.empty_like(window), found, tensors)
 
 
 class _Request:
