@@ -46,8 +46,8 @@ class MediaClock:
     that agree with each other and lie more than `JUMP_S` from the clock) moves it at once.
     """
 
-    WINDOW: Final = 100
-    """arrivals that are looked at (2 s of 20 ms chunks)"""
+    WINDOW: Final = 50
+    """arrivals that are looked at (2 s of pieces of 40 ms)"""
     SETTLE_S: Final = 1.0
     """how long a smaller delay is taken at once"""
     SLEW: Final = 0.005

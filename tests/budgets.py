@@ -674,6 +674,7 @@ LINE_WINDOW_BYTES: Final = 128_000
 LINE_FRAMES: Final = 150
 LINE_SHRUNK: Final = 0.4
 """of the window that there was at first: less than half of it"""
+LINE_TINY_BYTES: Final = 700
 LINE_STALL_S: Final = 0.3
 LINE_WATCHED_S: Final = 3.0
 LINE_STALLED_FRAMES: Final = 2

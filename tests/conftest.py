@@ -45,7 +45,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         told.line(f"\n{item.nodeid}: failed while the machine stood still for {calm.longest_s:.2f} s; tried again")
         # Fresh fixtures, those of the module too: a test does not expect what its failed try left in a running server.
         module = item.getparent(pytest.Module)
-        item.session._setupstate.teardown_exact(module.parent)  # type: ignore[union-attr, arg-type]
+        try:
+            item.session._setupstate.teardown_exact(module.parent)  # type: ignore[union-attr, arg-type]
+        except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to the try that counts no more
+            told.line(f"{item.nodeid}: what it had begun ended with {error!r}")
         item._initrequest()  # type: ignore[attr-defined]  # as pytest's own reruns do
     for report in reports:
         if report.failed and calmest_s > STOLEN_S:

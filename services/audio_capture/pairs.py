@@ -20,7 +20,7 @@ ENDS: Final = CHUNK_SAMPLES
 """sample, from the beginning of each video frame, at which a message ends: the chunk that ends there completes a mel
 window, whichever the engine"""
 PATIENCE_S: Final = 0.03
-"""after which a chunk goes alone: the next one is late, or never comes"""
+"""after its last sample a chunk goes alone: the next one is late, or never comes"""
 
 
 class Pairs:
@@ -41,7 +41,8 @@ class Pairs:
         whole = [_joined(before[0], chunk)] if before and _follows(before[0], chunk) else [*before, chunk]
         if _completes(place, len(chunk.pcm)) or len(whole[-1].pcm) > CHUNK_SAMPLES:
             return whole
-        self._held, self.due_s = whole.pop(), now_s + PATIENCE_S
+        self._held = whole.pop()
+        self.due_s = min(now_s, self._held.captured_ns / 1e9) + PATIENCE_S
         return whole
 
     def flush(self) -> list[Chunk]:

@@ -33,6 +33,8 @@ POLL_S: Final = 0.004
 """the kernel tells nobody when a queue runs empty, so we look"""
 FRAME_S: Final = 0.04
 """a frame under way for longer than this measures the line; a shorter one only says that it is fast enough"""
+TOLD_BYTES: Final = 4096
+"""of a frame from which the viewer's window shows whether it is read: windows are told in steps of up to 1 KiB or so"""
 LONG_S: Final = 0.2
 """a frame under way for longer than this leaves no doubt"""
 PACE: Final = 1.15
@@ -160,7 +162,7 @@ class TcpLine:
             self._progress_s, self._rose = now, True
         elif look.acked > self._acked and not crowded:
             self._progress_s = now
-        elif crowded and not look.queued and self._reads(look.window):
+        elif crowded and not look.queued and self._size >= TOLD_BYTES and self._reads(look.window):
             # Its buffer may never be as wide again as it was once, and then looks crowded for ever.
             self._progress_s, self._rose = now, True
         self._widest = max(self._widest, look.window)

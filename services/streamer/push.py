@@ -38,7 +38,7 @@ ROOM_AGAIN: Final = SAMPLE_RATE_HZ
 """samples of room from which a sender that waits is told"""
 MOST_EVENTS: Final = 1000
 MARKS: Final = 4096
-"""pieces of 20 ms whose place in what was pushed is remembered, 80 s"""
+"""pieces of 20 or 40 ms whose place in what was pushed is remembered, 80 s at least"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,8 +64,10 @@ def test_a_single_chunk_goes_when_its_time_is_over() -> None:
     assert pairs.due_s == float("inf")
     assert pairs.may_wait(CHUNK_SAMPLES)
     assert not pairs.may_wait(0)
-    assert pairs.add(chunk(CHUNK_SAMPLES), CHUNK_SAMPLES, 5.0) == []
-    assert pairs.due_s == 5.0 + PATIENCE_S
+    late = chunk(CHUNK_SAMPLES)
+    heard_s = late.captured_ns / 1e9
+    assert pairs.add(late, CHUNK_SAMPLES, heard_s + PATIENCE_S / 2) == []
+    assert pairs.due_s == heard_s + PATIENCE_S
     assert not pairs.may_wait(2 * CHUNK_SAMPLES)
     (single,) = pairs.flush()
     assert single.first_sample == CHUNK_SAMPLES

@@ -18,6 +18,7 @@ from tests.budgets import (
     LINE_SHRUNK,
     LINE_STALL_S,
     LINE_STALLED_FRAMES,
+    LINE_TINY_BYTES,
     LINE_WATCHED_S,
     LINE_WINDOW_BYTES,
 )
@@ -62,10 +63,10 @@ class Peer:
     def look(self) -> _Look:
         return _Look(queued=0, acked=self.acked, in_flight=0, window=self.window)
 
-    def get(self, line: TcpLine, took_s: float = 0.0, unread: int = 0) -> None:
+    def get(self, line: TcpLine, took_s: float = 0.0, unread: int = 0, size: int = LINE_FRAME_BYTES) -> None:
         """A frame has come, of which so much is not read."""
-        line.sent(LINE_FRAME_BYTES, time.monotonic() - took_s)
-        self.acked += LINE_FRAME_BYTES
+        line.sent(size, time.monotonic() - took_s)
+        self.acked += size
         self.window -= unread
 
 
@@ -89,12 +90,12 @@ def test_a_small_frame_that_took_a_moment_says_nothing_against_a_line(sock: sock
     assert line.rate >= before
 
 
-def frames_taken(line: Line, peer: Peer, unread: int) -> int:
+def frames_taken(line: Line, peer: Peer, unread: int, size: int = LINE_FRAME_BYTES) -> int:
     """How many frames go out within a while, and so much of each is not read."""
     frames, until_s = 0, time.monotonic() + LINE_WATCHED_S
     while time.monotonic() < until_s:
         if line.has_room():
-            peer.get(line, unread=unread)
+            peer.get(line, unread=unread, size=size)
             frames += 1
         time.sleep(0.002)
     return frames
@@ -124,3 +125,16 @@ def test_a_viewer_that_reads_nothing_gets_no_more(
     peer.get(line, unread=LINE_FRAME_BYTES)
     assert frames_taken(line, peer, unread=LINE_FRAME_BYTES) <= LINE_STALLED_FRAMES
     assert not line.has_room()
+
+
+def test_tiny_parts_do_not_show_that_a_viewer_reads(
+    sock: socket.socket, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window is told in steps: those of sound may leave it as it was though nobody reads."""
+    monkeypatch.setattr(services.streamer.line, "STALL_S", LINE_STALL_S)
+    line = Line(sock)
+    peer.get(line)
+    assert line.has_room()
+    peer.window = round(LINE_SHRUNK * LINE_WINDOW_BYTES)
+    peer.get(line, size=LINE_TINY_BYTES)
+    assert frames_taken(line, peer, unread=0, size=LINE_TINY_BYTES) <= LINE_STALLED_FRAMES

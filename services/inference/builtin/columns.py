@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float32]
 
 STEPS: Final = (3, 4)
 """columns by which a window goes on in the time of a frame: 3.2"""
-MOST_KEPT: Final = 32
-"""sessions whose columns are kept"""
+MOST_KEPT: Final = 64
+"""sessions whose columns are kept, as many as a server takes"""
 
 
 @dataclass(frozen=True)
