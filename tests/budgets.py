@@ -164,6 +164,9 @@ BUILTIN_CLOSURES: Final = 0.90
 BUILTIN_CLOSED: Final = 0.15
 BUILTIN_USUAL_QUANTILE: Final = 0.9
 """lips that are no further apart than this share of this quantile of the opening meet"""
+PAIRS_CHUNKS: Final = 21
+PAIRS_ALONE: Final = 3
+"""of these at most, at the beginning and the end, that go out alone"""
 COLUMNS_ERROR: Final = 1e-4
 """of what the network says, shares of the usual opening"""
 BUILTIN_SPEAKS: Final = 0.4
@@ -675,10 +678,10 @@ LINE_FRAMES: Final = 150
 LINE_SHRUNK: Final = 0.4
 """of the window that there was at first: less than half of it"""
 LINE_TINY_BYTES: Final = 700
-LINE_STALL_S: Final = 0.3
-LINE_WATCHED_S: Final = 3.0
-LINE_STALLED_FRAMES: Final = 2
-"""at most so many go to a viewer that reads nothing, just to see whether it reads"""
+LINE_FIRST_FRAMES: Final = 4
+"""after which a near line is known to be fast"""
+LINE_MOMENT: Final = 0.6
+"""of the time of a frame: a small one was on its way for so long"""
 """6 s: so soon a near viewer has sharp pictures, whatever its kernel says"""
 
 # ---- training of Wav2Lip for tests (tests/unit/test_train_wav2lip.py)

@@ -45,12 +45,12 @@ class _Open:
     state: SessionState
     source: Source
     told_s: float
-    pairs: Pairs
     base: int = 0
     """count of the source at which the epoch began"""
     stream: str = field(default_factory=lambda: secrets.token_hex(6))
     next_sample: int = 0
     """count of the source up to which it was read"""
+    pairs: Pairs = field(default_factory=Pairs)
     watched: int = -1
     said: SourceStatus | None = None
     said_s: float = float("-inf")
@@ -150,7 +150,7 @@ class AudioCapture:
                 )
                 return
             source = self._source(state.source)
-            self._open[state.session] = _Open(state, source, time.monotonic(), Pairs())
+            self._open[state.session] = _Open(state, source, time.monotonic())
             source.start()
         early, self._early = self._early, deque(maxlen=MOST_EARLY)
         for came_s, piece in early:

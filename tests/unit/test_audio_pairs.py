@@ -12,7 +12,7 @@ from services.inference.engine import MelWindow
 from services.inference.wav2lip.network import MEL_FRAMES
 from services.mel_features.mel import HOP, N_FFT
 from services.mel_features.windows import Windows
-from shared.clock import FRAME_SAMPLES
+from tests.budgets import PAIRS_ALONE, PAIRS_CHUNKS
 
 
 def chunk(place: int, *, late_ns: int = 0, pushed: int = -1) -> Chunk:
@@ -29,9 +29,10 @@ def given(pairs: Pairs, chunks: list[Chunk]) -> list[Chunk]:
 
 @pytest.mark.parametrize("begin", [0, CHUNK_SAMPLES, 37])
 def test_all_sound_goes_out_in_order_and_mostly_in_pairs(begin: int) -> None:
-    out = given(Pairs(), [chunk(begin + k * CHUNK_SAMPLES) for k in range(21)])
-    assert np.array_equal(np.concatenate([each.pcm for each in out]), np.arange(begin, begin + 21 * CHUNK_SAMPLES))
-    assert len(out) <= 12
+    out = given(Pairs(), [chunk(begin + k * CHUNK_SAMPLES) for k in range(PAIRS_CHUNKS)])
+    samples = np.arange(begin, begin + PAIRS_CHUNKS * CHUNK_SAMPLES)
+    assert np.array_equal(np.concatenate([each.pcm for each in out]), samples)
+    assert sum(len(each.pcm) == CHUNK_SAMPLES for each in out) <= PAIRS_ALONE
     for each in out:
         assert each.captured_ns == 10**9 + (each.first_sample + len(each.pcm)) * NS_PER_SAMPLE, "of its last sample"
 
@@ -56,7 +57,6 @@ def test_no_picture_waits_for_the_second_of_a_pair(window: MelWindow) -> None:
             place += CHUNK_SAMPLES
         assert out
         assert out[-1].first_sample + len(out[-1].pcm) == place
-    assert place < 80 * FRAME_SAMPLES + 2 * N_FFT * HOP
 
 
 def test_a_single_chunk_goes_when_its_time_is_over() -> None:

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 import pytest
 
 import services.streamer.line
-from services.streamer.line import FAST, FRAME_S, TcpLine, _Look
+from services.streamer.line import FAST, FRAME_S, POLL_S, STALL_S, TcpLine, _Look
 from services.streamer.player import Line
 from tests.budgets import (
+    LINE_FIRST_FRAMES,
     LINE_FRAME_BYTES,
     LINE_FRAMES,
+    LINE_MOMENT,
     LINE_SHRUNK,
-    LINE_STALL_S,
-    LINE_STALLED_FRAMES,
     LINE_TINY_BYTES,
-    LINE_WATCHED_S,
     LINE_WINDOW_BYTES,
 )
 
@@ -55,17 +54,25 @@ def test_a_near_viewer_whose_kernel_never_tells_that_it_has_read_gets_sharp_pict
 
 @dataclass
 class Peer:
-    """A near viewer as the kernel tells of it."""
+    """A near viewer as the kernel tells of it, and the time that passes while the line waits for it."""
 
     window: int = LINE_WINDOW_BYTES
     acked: int = 0
+    now_s: float = 100.0
 
     def look(self) -> _Look:
         return _Look(queued=0, acked=self.acked, in_flight=0, window=self.window)
 
-    def get(self, line: TcpLine, took_s: float = 0.0, unread: int = 0, size: int = LINE_FRAME_BYTES) -> None:
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def get(self, line: TcpLine, *, size: int = LINE_FRAME_BYTES, took_s: float = POLL_S, unread: int = 0) -> None:
         """A frame has come, of which so much is not read."""
-        line.sent(size, time.monotonic() - took_s)
+        line.sent(size, self.now_s)
+        self.now_s += took_s
         self.acked += size
         self.window -= unread
 
@@ -74,67 +81,43 @@ class Peer:
 def peer(monkeypatch: pytest.MonkeyPatch) -> Peer:
     made = Peer()
     monkeypatch.setattr(TcpLine, "_look", lambda _line: made.look())
+    monkeypatch.setattr(services.streamer.line, "time", made)
     return made
 
 
 def test_a_small_frame_that_took_a_moment_says_nothing_against_a_line(sock: socket.socket, peer: Peer) -> None:
     line = TcpLine(sock)
-    for _ in range(4):
+    for _ in range(LINE_FIRST_FRAMES):
         peer.get(line)
         line.wait()
     before = line.rate
     assert before is not None
-    peer.get(line, took_s=0.6 * FRAME_S)
+    peer.get(line, took_s=LINE_MOMENT * FRAME_S)
     line.wait()
     assert line.rate is not None
     assert line.rate >= before
 
 
-def frames_taken(line: Line, peer: Peer, unread: int, size: int = LINE_FRAME_BYTES) -> int:
-    """How many frames go out within a while, and so much of each is not read."""
-    frames, until_s = 0, time.monotonic() + LINE_WATCHED_S
-    while time.monotonic() < until_s:
+@pytest.mark.parametrize(
+    ("size", "unread", "gets_on"),
+    [
+        pytest.param(LINE_FRAME_BYTES, 0, True, id="one that reads, whose buffer the system made smaller for good"),
+        pytest.param(LINE_FRAME_BYTES, LINE_FRAME_BYTES, False, id="one that reads nothing"),
+        pytest.param(LINE_TINY_BYTES, 0, False, id="tiny parts: a window, told in steps, may stay though nobody reads"),
+    ],
+)
+def test_who_has_less_room_than_at_first_gets_on_only_if_it_is_seen_to_read(
+    sock: socket.socket, peer: Peer, size: int, unread: int, gets_on: bool
+) -> None:
+    line = Line(sock)
+    peer.get(line)
+    assert line.has_room()
+    peer.window = round(LINE_SHRUNK * LINE_WINDOW_BYTES)
+    peer.get(line, size=size, unread=unread)
+    at_s = []
+    while peer.now_s < 100.0 + 10 * STALL_S:
         if line.has_room():
-            peer.get(line, unread=unread, size=size)
-            frames += 1
-        time.sleep(0.002)
-    return frames
-
-
-def test_a_viewer_whose_buffer_is_no_longer_as_wide_as_it_was_is_not_taken_for_stalled(
-    sock: socket.socket, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Linux may make a window smaller for good, by how well the segments that come fill their memory."""
-    monkeypatch.setattr(services.streamer.line, "STALL_S", LINE_STALL_S)
-    line = Line(sock)
-    peer.get(line)
-    assert line.has_room()
-    peer.window = round(LINE_SHRUNK * LINE_WINDOW_BYTES)
-    peer.get(line)
-    assert frames_taken(line, peer, unread=0) > LINE_STALLED_FRAMES
-
-
-def test_a_viewer_that_reads_nothing_gets_no_more(
-    sock: socket.socket, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(services.streamer.line, "STALL_S", LINE_STALL_S)
-    line = Line(sock)
-    peer.get(line)
-    assert line.has_room()
-    peer.window = round(LINE_SHRUNK * LINE_WINDOW_BYTES)
-    peer.get(line, unread=LINE_FRAME_BYTES)
-    assert frames_taken(line, peer, unread=LINE_FRAME_BYTES) <= LINE_STALLED_FRAMES
-    assert not line.has_room()
-
-
-def test_tiny_parts_do_not_show_that_a_viewer_reads(
-    sock: socket.socket, peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A window is told in steps: those of sound may leave it as it was though nobody reads."""
-    monkeypatch.setattr(services.streamer.line, "STALL_S", LINE_STALL_S)
-    line = Line(sock)
-    peer.get(line)
-    assert line.has_room()
-    peer.window = round(LINE_SHRUNK * LINE_WINDOW_BYTES)
-    peer.get(line, size=LINE_TINY_BYTES)
-    assert frames_taken(line, peer, unread=0, size=LINE_TINY_BYTES) <= LINE_STALLED_FRAMES
+            at_s.append(peer.now_s)
+            peer.get(line, size=size, unread=unread)
+        peer.sleep(POLL_S)
+    assert (at_s[-1] > peer.now_s - STALL_S) == gets_on
