@@ -46,7 +46,7 @@ __all__ = [
     "unpack",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 FORGOTTEN: Final = "forgotten"
 """key under which face_prep repeats each `Forget` that it has obeyed"""
 HEADER_MAX_BYTES: Final = 64 * 1024
@@ -266,12 +266,13 @@ class FaceProblem(Message, frozen=True):
 
 
 class Patch(Message, frozen=True):
-    """The moving part of one frame. Image and mask are of one height and width."""
+    """The moving part of one frame. Image and mask are of one height and width, or the mask is empty: all of the image
+    is taken."""
 
     KIND: ClassVar[str] = "patch"
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
         "image": ArraySpec("|u1", ((1, 4096), (1, 4096), (3, 3)), "BGR"),
-        "mask": ArraySpec("|u1", ((1, 4096), (1, 4096)), "share of the image, 0..255"),
+        "mask": ArraySpec("|u1", ((0, 4096), (0, 4096)), "share of the image, 0..255; 0 by 0: all of it"),
     }
 
     session: Name
@@ -280,6 +281,8 @@ class Patch(Message, frozen=True):
     """time line of the session"""
     frame: Count
     """number of the frame"""
+    on: Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
+    """frame of the same worker, session, epoch and face on whose picture it is laid; -1: on the photo"""
     face: Name
     """content hash of the face"""
     worker: Name
@@ -300,7 +303,7 @@ class Patch(Message, frozen=True):
     def misfit(self) -> str:
         """Say what does not fit together."""
         image, mask = self.image.shape[:2], self.mask.shape
-        return "" if image == mask else f"mask of shape {mask}, the image has {image}"
+        return "" if mask in {image, (0, 0)} else f"mask of shape {mask}, the image has {image}"
 
 
 class SessionState(Message, frozen=True):
@@ -450,7 +453,7 @@ def pack(message: Message) -> list[bytes | memoryview]:
         if problem:
             raise MessageError(f"{kind.KIND}.{name}: {problem}")
         shapes[name] = array.shape
-        frames.append(np.ascontiguousarray(array).data.cast("B"))
+        frames.append(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     _refuse_misfit(message)
     header |= {"kind": kind.KIND, "v": VERSION, "arrays": shapes}
     return [msgpack.packb(header), *frames]

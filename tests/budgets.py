@@ -360,6 +360,8 @@ LIFE_RIM_CHANGE: Final = 4.0
 LIFE_SEAM: Final = 3
 LIFE_CARRIED: Final = 1.3
 """mean difference of a moved head from the same picture moved as a whole, of 255"""
+LIFE_CHANGED: Final = 0.25
+"""bytes of what has changed on a head that stays, as a share of the whole"""
 LIFE_SHARPNESS: Final = 0.75
 """of the spread of the Laplacian, at the worst part of a pixel"""
 

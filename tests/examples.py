@@ -73,6 +73,7 @@ EXAMPLES: Final[dict[str, Message]] = {
             session="default",
             epoch=3,
             frame=9,
+            on=8,
             face="f0",
             worker="w1",
             rest=False,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.messages import Face
 
-__all__ = ["Drive", "Engine", "MelWindow", "Rendered"]
+__all__ = ["ALL_OF_IT", "Drive", "Engine", "MelWindow", "Rendered"]
 
 State = TypeVar("State")
 
@@ -48,11 +48,18 @@ class Drive:
     """whose face; an engine whose faces live of themselves takes their chance from it"""
     frame: float = 0.0
     """place on the session's time line, 25 a second; at 0 a face is as in the photo"""
+    known: float = -1.0
+    """a frame of the session that was rendered whole, and is kept where this one goes: an engine may give what has
+    changed since then alone; -1: there is none"""
+
+
+ALL_OF_IT: Final = np.zeros((0, 0), np.uint8)
+"""a mask for all of an image"""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The moving part of one frame, laid on the photo by its mask."""
+    """The moving part of one frame, laid on the photo by its mask, or on a frame that was rendered before."""
 
     x: int
     """left edge on the photo, px"""
@@ -61,7 +68,9 @@ class Rendered:
     image: npt.NDArray[np.uint8]
     """BGR, (h, w, 3)"""
     mask: npt.NDArray[np.uint8]
-    """share of the image in the frame, (h, w), 0..255; 0 on the border"""
+    """share of the image in the frame, (h, w), 0..255; 0 on the border; `ALL_OF_IT`: all of it is taken"""
+    on_known: bool = False
+    """laid on the picture of `Drive.known`, in place of the photo"""
 
 
 class Engine(Protocol[State]):

@@ -52,6 +52,8 @@ class Inference:
         self._sessions: OrderedDict[str, SessionState] = OrderedDict()
         self._told_s: dict[str, float] = {}
         """session -> when it was last told of, monotonic s"""
+        self._given: dict[str, tuple[int, str, int]] = {}
+        """session -> epoch, face and number of the last frame that was given whole, laid on the photo"""
         self._done = -1
         self._wanted_here = False
         """work came: the hub did not refuse us"""
@@ -137,7 +139,7 @@ class Inference:
                     self._trace(work, "dropped", reason="worker")
         if not batch:
             return
-        drives = [Drive(work.mel, work.gain, work.session, work.frame) for work in batch]
+        drives = [Drive(work.mel, work.gain, work.session, work.frame, self._known(work)) for work in batch]
         began_s = time.perf_counter()
         rendered = self._engine.render(states, drives)
         took_ms = (time.perf_counter() - began_s) * 1000.0
@@ -146,7 +148,7 @@ class Inference:
         self._tally.count("frames", len(batch))
         self._tally.count("render_seconds", took_ms / 1000.0)
         self._tally.observe("took_render", took_ms / 1000.0)
-        for work, picture in zip(batch, rendered, strict=True):
+        for work, drive, picture in zip(batch, drives, rendered, strict=True):
             if self._tally.tracing:
                 self._trace(work, "rendered", took_ms=took_ms, batch=len(batch))
             self._send_patch(
@@ -157,8 +159,16 @@ class Inference:
                 work.captured_ns,
                 took_ms,
                 picture,
+                on=int(drive.known) if picture.on_known else -1,
                 rest=work.gain == 0.0 and not self._engine.window.in_silence,
             )
+            if not picture.on_known and work.session in self._sessions:
+                self._given[work.session] = work.epoch, work.face, work.frame
+
+    def _known(self, work: Work) -> int:
+        """The frame of the session that the streamer has whole; -1: none."""
+        epoch, face, frame = self._given.get(work.session, (-1, "", -1))
+        return frame if (epoch, face) == (work.epoch, work.face) else -1
 
     def _trace(self, work: Work, stage: str, **told: float | str) -> None:
         self._tally.trace(stage, work.session, work.epoch, work.frame, worker=self._worker, **told)
@@ -173,12 +183,14 @@ class Inference:
         took_ms: float,
         picture: Rendered,
         *,
+        on: int = -1,
         rest: bool,
     ) -> None:
         patch = Patch(
             session=session,
             epoch=epoch,
             frame=frame,
+            on=on,
             face=face,
             worker=self._worker,
             rest=rest,
@@ -214,6 +226,7 @@ class Inference:
     def _leave(self, session: str) -> None:
         self._sessions.pop(session, None)
         self._told_s.pop(session, None)
+        self._given.pop(session, None)
 
     def _forget(self, face: str) -> None:
         del self._wanted[face]

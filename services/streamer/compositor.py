@@ -33,12 +33,12 @@ class Layer(Protocol):
 
     @property
     def mask(self) -> npt.NDArray[np.uint8]:
-        """Share of the image in the picture, (h, w), 0..255."""
+        """Share of the image in the picture, (h, w), 0..255; empty: all of it is taken."""
         ...
 
 
 def compose(photo: npt.NDArray[np.uint8], patch: Layer | None) -> npt.NDArray[np.uint8]:
-    """Lay a patch on a photo by its mask.
+    """Lay a patch on a photo, or on the picture of another frame, by its mask.
 
     Args:
         photo: (H, W, 3) BGR; it is not changed.
@@ -55,11 +55,15 @@ def compose(photo: npt.NDArray[np.uint8], patch: Layer | None) -> npt.NDArray[np
     if top >= bottom or left >= right:
         return photo
     rows, columns = slice(top - patch.y, bottom - patch.y), slice(left - patch.x, right - patch.x)
-    mask, over = patch.mask[rows, columns], patch.image[rows, columns]
+    over = patch.image[rows, columns]
     out = photo.copy()
     under = out[top:bottom, left:right]
+    if not patch.mask.size:
+        under[:] = over
+        return out
+    mask = patch.mask[rows, columns]
     cv2.copyTo(over, mask, under)  # all of it where the mask is not 0
-    soft = cv2.boundingRect(cv2.inRange(mask, 1, 254))  # the edge, where both are seen; a living head's has none
+    soft = cv2.boundingRect(cv2.inRange(mask, 1, 254))  # the edge, where both are seen
     if soft[2]:
         x, y, width, height = soft
         part = (slice(y, y + height), slice(x, x + width))

@@ -182,6 +182,7 @@ COUNTED: Final = (
     Source("dropped_*", "mouthpiece_frames_dropped_total"),
     Source("patch_epoch", "mouthpiece_frames_dropped_total", "epoch"),
     Source("patch_face", "mouthpiece_frames_dropped_total", "face"),
+    Source("patch_base", "mouthpiece_frames_dropped_total", "base"),
     Source("playout.shown", "mouthpiece_frames_shown_total"),
     Source("playout.held", "mouthpiece_frames_held_total"),
     Source("playout.late", "mouthpiece_frames_dropped_total", "late"),

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import dataclass
 from typing import Final
 
 from shared.clock import FRAME_RATE_HZ, FRAME_SAMPLES, MediaClock, sample_of
 from shared.messages import Patch
 
-__all__ = ["Playout"]
+__all__ = ["Moving", "Playout"]
+
+
+@dataclass(frozen=True)
+class Moving:
+    """The moving part of a frame, with the one on which it is laid."""
+
+    patch: Patch
+    under: Patch | None = None
+    """None: it is laid on the photo"""
 
 
 class Playout:
@@ -40,18 +50,19 @@ class Playout:
         self.counters: Counter[str] = Counter()
         self.delay_s = 0.16
         self._lags: deque[float] = deque(maxlen=75)
-        self._waiting: dict[int, Patch] = {}
+        self._waiting: dict[int, Moving] = {}
         self._last = -1
         """number of the last frame whose moment came"""
-        self._shown: Patch | None = None
+        self._shown: Moving | None = None
         self._shown_s = float("-inf")
 
     def heard(self, end_sample: int, now_s: float) -> None:
         """Tell that sound up to `end_sample` is here."""
         self.clock.heard(end_sample, now_s)
 
-    def push(self, patch: Patch, now_s: float) -> None:
+    def push(self, moving: Moving, now_s: float) -> None:
         """Take a frame; too late is dropped and counted."""
+        patch = moving.patch
         if self.clock.started:
             self._lags.append(now_s - self.clock.time_of(sample_of(patch.frame)))
         if patch.frame <= self._last:
@@ -60,7 +71,7 @@ class Playout:
         if patch.frame in self._waiting:
             self.counters["twice"] += 1
             return
-        self._waiting[patch.frame] = patch
+        self._waiting[patch.frame] = moving
         if len(self._waiting) > self.WAITING:
             del self._waiting[min(self._waiting)]
             self.counters["overflow"] += 1
@@ -80,23 +91,23 @@ class Playout:
         early_s = (phase if phase < 0.5 else phase - 1.0) / FRAME_RATE_HZ
         return next_s - min(self.PULL_S, max(-self.PULL_S, early_s))
 
-    def take(self, now_s: float) -> Patch | None:
+    def take(self, now_s: float) -> Moving | None:
         """Give the patch to show from a tick on. None: the face at rest, without a patch."""
         if self.clock.started:
             self._last = max(self._last, int(self.clock.sample_at(now_s - self.delay_s) // FRAME_SAMPLES))
             due = [number for number in self._waiting if number <= self._last]
             newest = max(due, default=-1)
             for number in due:
-                patch = self._waiting.pop(number)
+                moving = self._waiting.pop(number)
                 if number < newest:
                     self.counters["skipped"] += 1
                 else:
-                    self._shown, self._shown_s = patch, now_s
+                    self._shown, self._shown_s = moving, now_s
                     self.counters["shown"] += 1
-            if newest < self._last and self._shown is not None and not self._shown.rest:
+            if newest < self._last and self._shown is not None and not self._shown.patch.rest:
                 self.counters["held"] += 1
             self._adapt()
-        if self._shown is not None and not self._shown.rest and now_s - self._shown_s > self.HOLD_S:
+        if self._shown is not None and not self._shown.patch.rest and now_s - self._shown_s > self.HOLD_S:
             self._shown = None
             self.counters["let_go"] += 1
         return self._shown

@@ -80,7 +80,7 @@ class Streamer:
         self._waker.setblocking(False)
         self._told_s = float("-inf")
         self._looked_s = float("-inf")
-        tally.begin("gap_samples", "patch_epoch", "patch_face", "published", "push_lost")
+        tally.begin("gap_samples", "patch_epoch", "patch_face", "patch_base", "published", "push_lost")
         tally.begin("sound.missing_samples", "sound.tap_dropped_samples")
         tally.begin(*(f"playout.{name}" for name in ("shown", "held", "late", "skipped", "twice", "overflow")))
         bus.publishes("session", "ingest")

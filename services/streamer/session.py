@@ -15,7 +15,7 @@ import numpy.typing as npt
 from services.streamer.compositor import compose, marked
 from services.streamer.mjpeg import Frame, FrameHub
 from services.streamer.photos import Photos
-from services.streamer.playout import Playout
+from services.streamer.playout import Moving, Playout
 from services.streamer.push import Push
 from services.streamer.sessions import SessionBook
 from services.streamer.sound import SoundHub
@@ -45,6 +45,8 @@ FALL_DB_PER_S: Final = 75.0
 """how fast a level meter comes down; it goes up at once"""
 HEARD_S: Final = 0.12
 """how long the players' word of what was audible at an interrupt is waited for"""
+MOST_WORKERS: Final = 16
+"""whose last whole patch is kept"""
 PLAYER_S: Final = 3.0
 """a player that has reported within this time is there"""
 
@@ -92,8 +94,12 @@ class Session:
         self._shown_face = photos.demo_id
         """whose photo that is"""
         self._frame = Frame(seq=0, image=marked(self._photo, *mark))
-        self._patch: Patch | None = None
-        self._rest: Patch | None = None
+        self._moving: Moving | None = None
+        self._rest: Moving | None = None
+        self._wholes: dict[str, Patch] = {}
+        """worker -> its last patch that was laid on the photo: those that follow may be laid on it"""
+        self._under: tuple[Patch, npt.NDArray[np.uint8]] | None = None
+        """the last patch that was laid on the photo, and its picture, unmarked"""
         self._stream = ""
         self._told_s = float("-inf")
         self._published_s = float("-inf")
@@ -147,18 +153,30 @@ class Session:
     def take(self, patch: Patch) -> None:
         """Take a frame's moving part."""
         state = self.book.state
-        if patch.rest and patch.face == self._shown_face:
-            self._rest = patch  # the mouth at rest is the same in every epoch
+        moving = Moving(patch)
+        if patch.rest and patch.face == self._shown_face and patch.on < 0:
+            self._rest = moving  # the mouth at rest is the same in every epoch
         if patch.epoch != state.epoch or not state.running:
             self._tally.count("patch_epoch")
         elif patch.face != self._shown_face:
             self._tally.count("patch_face")
         elif patch.frame or not patch.rest:  # the rest that a worker tells when it comes belongs to no moment
-            self._queue(patch, time.monotonic())
+            if patch.on < 0:
+                self._wholes.pop(patch.worker, None)
+                self._wholes[patch.worker] = patch
+                if len(self._wholes) > MOST_WORKERS:
+                    del self._wholes[next(iter(self._wholes))]
+            else:
+                under = self._wholes.get(patch.worker)
+                if under is None or (under.epoch, under.face, under.frame) != (patch.epoch, patch.face, patch.on):
+                    self._tally.count("patch_base")  # the streamer has begun anew, or the line lost it
+                    return
+                moving = Moving(patch, under)
+            self._queue(moving, time.monotonic())
 
-    def _queue(self, patch: Patch, now_s: float) -> None:
-        late = self.playout.counters["late"]
-        self.playout.push(patch, now_s)
+    def _queue(self, moving: Moving, now_s: float) -> None:
+        patch, late = moving.patch, self.playout.counters["late"]
+        self.playout.push(moving, now_s)
         if patch.captured_ns and not patch.rest:
             self._tally.observe("age_arrived", now_s - patch.captured_ns / 1e9)
         if self._tally.tracing:
@@ -187,7 +205,8 @@ class Session:
         if face != self._shown_face:
             self.playout.forget()
         self._shown_face, self._photo = face, photo
-        self._patch = self._rest = None
+        self._moving = self._rest = self._under = None
+        self._wholes.clear()
         self._renew(None, max(0, int(self._place(time.monotonic()))))
 
     # ---- what is asked of it
@@ -212,6 +231,7 @@ class Session:
         self.count_up()
         self._counted.clear()
         self.playout = Playout()
+        self._wholes.clear()
         self._stream = ""
         self.source_state = self.source_text = ""
         self.level_db = self.latency_ms = None
@@ -374,16 +394,16 @@ class Session:
         if now_s >= self._tick_s:
             if now_s - self._tick_s > MOST_BEHIND_S:  # it was stopped, or the machine slept: no burst of old ticks
                 self._tick_s = now_s
-            patch = self.playout.take(now_s) or self._rest
+            moving = self.playout.take(now_s) or self._rest
             place = self._place(now_s)
             started = self.playout.clock.started
             self.sound.at(now_s, state.epoch, place if started else None)
             if self._push is not None and started:
                 self._push.heard(place)
-            if patch is not self._patch:
-                self._renew(patch, max(0, int(place)))
-                if patch is not None and not patch.rest:
-                    self._shown(patch, now_s)
+            if moving is not self._moving:
+                self._renew(moving, max(0, int(place)))
+                if moving is not None and not moving.patch.rest:
+                    self._shown(moving.patch, now_s)
             self._publish(now_s)
             self._tick_s = self.playout.next_tick_s(self._tick_s)
         return self._tick_s
@@ -417,17 +437,30 @@ class Session:
         for name, counted in self.sound.drain().items():
             self._tally.count(name, counted)
 
-    def _renew(self, patch: Patch | None, place: int = 0) -> None:
+    def _renew(self, moving: Moving | None, place: int = 0) -> None:
         """Make the picture to publish from here on."""
-        self._patch = patch
-        picture = marked(compose(self._photo, patch), *self._mark)
-        moves = patch is not None and not patch.rest
+        self._moving = moving
+        media_time = place - place % FRAME_SAMPLES
+        if moving is None:
+            picture = self._photo
+        else:
+            if not moving.patch.rest:
+                media_time = sample_of(moving.patch.frame)
+            picture = self._laid(moving.patch if moving.under is None else moving.under)
+            if moving.under is not None:
+                picture = compose(picture, moving.patch)
         self._frame = Frame(
             seq=self._frame.seq + 1,
-            image=picture,
-            media_time=sample_of(patch.frame) if patch is not None and moves else place - place % FRAME_SAMPLES,
+            image=marked(picture, *self._mark),
+            media_time=media_time,
             epoch=self.book.state.epoch,
         )
+
+    def _laid(self, patch: Patch) -> npt.NDArray[np.uint8]:
+        """The picture of a patch that is laid on the photo."""
+        if self._under is None or self._under[0] is not patch:
+            self._under = patch, compose(self._photo, patch)
+        return self._under[1]
 
     def _publish(self, now_s: float) -> None:
         self.frames.publish(self._frame)

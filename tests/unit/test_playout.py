@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.streamer.playout import Playout
+from services.streamer.playout import Moving, Playout
 from shared.messages import Patch
 from tests.budgets import PLAYOUT_MARGIN_S, STREAM_RATE_ERROR_HZ
 from tests.examples import EXAMPLES
 
 
-def patch(frame: int, rest: bool = False) -> Patch:
+def patch(frame: int, rest: bool = False) -> Moving:
     import msgspec
 
     example = EXAMPLES["patch"]
     assert isinstance(example, Patch)
-    return msgspec.structs.replace(example, frame=frame, rest=rest)
+    return Moving(msgspec.structs.replace(example, frame=frame, rest=rest))
 
 
 class World:
@@ -51,7 +51,7 @@ class World:
                 self.playout.push(patch(item[1]), self.now_s)
             if self.now_s >= self.tick_s:
                 given = self.playout.take(self.now_s)
-                self.shown.append((self.now_s, given.frame if given else None))
+                self.shown.append((self.now_s, given.patch.frame if given else None))
                 self.tick_s = self.playout.next_tick_s(self.tick_s)
 
 
@@ -115,7 +115,7 @@ def test_rest_is_held_for_ever():
     playout.push(patch(60, rest=True), 102.0)
     given = [playout.take(102.0 + 0.04 * index) for index in range(200)]
     assert given[-1] is not None
-    assert given[-1].rest
+    assert given[-1].patch.rest
 
 
 def test_it_holds_a_bounded_number():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from services.streamer.mjpeg import FrameHub
 from services.streamer.photos import Photos
 from services.streamer.push import Push
 from services.streamer.service import LAST_WORDS, TELL_S, Streamer
-from services.streamer.session import OWED_S, Session
+from services.streamer.session import MOST_WORKERS, OWED_S, Session
 from services.streamer.sessions import MOST_FACES, ForgetList, SessionBook
 from services.streamer.sound import SoundHub
 from shared.bus import Bus, Delivery
@@ -91,6 +92,7 @@ def patch(session: Session, of: str, frame: int, grey: int) -> Patch:
         session=session.name,
         epoch=session.book.state.epoch,
         frame=frame,
+        on=-1,
         face=of,
         worker="w",
         rest=False,
@@ -150,6 +152,50 @@ def test_no_mouth_of_the_old_face_is_laid_on_the_new_one(streamer: Streamer, bus
     hear(streamer, patch(session, new, 25, 21))
     session.turn(now_s + 0.2)
     assert shown(session) == {20, 21}
+
+
+def test_what_has_changed_is_laid_on_the_frame_that_it_changes(streamer: Streamer, bus: Noted, tmp_path: Path):
+    session = begun(streamer, bus, tmp_path, "a", running=True)
+    streamer.show_face(session, "a" * 32)
+    hear(streamer, face("a" * 32, 10))
+    for number in range(4):
+        hear(streamer, audio(session, 16_000 + 320 * number))
+
+    def picture_at(frame: int) -> list[int]:
+        session.turn(session.playout.clock.time_of(640 * frame + 320) + session.playout.delay_s)
+        newest = session.frames.latest()
+        assert newest is not None
+        return sorted(shown(session))
+
+    def change(frame: int, on: int, grey: int, **other: Any) -> Patch:
+        small = patch(session, "a" * 32, frame, grey)
+        image = np.full((4, 4, 3), grey, np.uint8)
+        return msgspec.structs.replace(small, on=on, image=image, mask=np.zeros((0, 0), np.uint8), **other)
+
+    hear(streamer, patch(session, "a" * 32, 20, 11))
+    hear(streamer, change(21, 20, 12))
+    hear(streamer, change(22, 20, 13))
+    assert picture_at(20) == [10, 11]
+    assert picture_at(21) == [10, 11, 12]
+    assert picture_at(22) == [10, 11, 13], "it is laid on the whole one, not on the one before"
+
+    lost = (change(23, 21, 14), change(24, 20, 14, worker="other"), change(25, 20, 14, epoch=999))
+    for each in lost:
+        hear(streamer, each)
+    assert picture_at(26) == [10, 11, 13], "the one that it changes is not here"
+    assert session._tally.totals["patch_base"] == 2
+
+    # The one that it changes need not have been shown.
+    hear(streamer, patch(session, "a" * 32, 20, 15))
+    hear(streamer, change(27, 20, 16))
+    assert picture_at(27) == [10, 15, 16]
+
+    for number in range(100):
+        hear(streamer, msgspec.structs.replace(patch(session, "a" * 32, 28, 15), worker=f"w{number}"))
+    assert len(session._wholes) <= MOST_WORKERS
+    session.change()
+    hear(streamer, change(20, 20, 17))
+    assert session._tally.totals["patch_base"] == 3, "of another time line"
 
 
 def test_one_who_was_cleared_away_is_seen_no_longer(streamer: Streamer, bus: Noted, tmp_path: Path):

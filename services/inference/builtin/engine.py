@@ -81,6 +81,8 @@ class LivingFace:
     eyes: eyes.Eyelids
     mouth: Pixels
     """the photo under the mouth's patch, BGR, (h, w, 3)"""
+    rest: Pixels
+    """the same with the mouth at rest laid on it"""
     share: Floats
     """of what is drawn of the mouth, (h, w), 0..1"""
     lids: dict[int, list[tuple[int, int, Pixels]]] = field(default_factory=dict)
@@ -106,12 +108,15 @@ class LivingEngine:
         """Do once for a face what depends on the face alone."""
         state = self._still.prepare(face)
         height, width = state.mask.shape
+        mouth = np.ascontiguousarray(face.photo[state.y : state.y + height, state.x : state.x + width])
+        share = floats(state.mask) * np.float32(1 / 255)
         return LivingFace(
             warp=state,
             head=head.prepare(face, state.unit, state.across, state.down),
             eyes=eyes.prepare(face, state.unit, state.down),
-            mouth=np.ascontiguousarray(face.photo[state.y : state.y + height, state.x : state.x + width]),
-            share=floats(state.mask) * np.float32(1 / 255),
+            mouth=mouth,
+            rest=mixed(state.rest, mouth, share),
+            share=share,
         )
 
     def render(self, states: Sequence[LivingFace], drives: Sequence[Drive]) -> list[Rendered]:
@@ -122,27 +127,33 @@ class LivingEngine:
         """
         spoken = self._still.render([state.warp for state in states], drives)
         return [
-            living(state, mouth, life_of(each.session, each.frame))
+            living(state, mouth, life_of(each.session, each.frame), (each.session, each.frame), each.known)
             for state, mouth, each in zip(states, spoken, drives, strict=True)
         ]
 
 
-def living(state: LivingFace, spoken: Rendered, life: Life) -> Rendered:
+def living(
+    state: LivingFace, spoken: Rendered, life: Life, moment: head.Moment = head.NO_MOMENT, known: float = -1.0
+) -> Rendered:
     """Let a face blink and sway.
 
     Args:
         state: of the face.
         spoken: its mouth, as the photo's head would have it.
         life: what the face does of itself.
+        moment: session and frame.
+        known: as in `Drive`.
 
     Returns:
-        the patch of the whole head; that of the mouth where the face does nothing.
+        the patch of the whole head, or what of it is other than in the frame that is known; that of the mouth where
+        the face does nothing.
     """
     if life == STILL:
         return spoken
-    drawn = [(spoken.x, spoken.y, mixed(spoken.image, state.mouth, state.share))]
+    at_rest = spoken.image is state.warp.rest
+    drawn = [(spoken.x, spoken.y, state.rest if at_rest else mixed(spoken.image, state.mouth, state.share))]
     step = round(life.closed * LID_STEPS)
     if step and step not in state.lids:
         state.lids[step] = [(eye.x, eye.y, eyes.closed(eye, step / LID_STEPS)) for eye in state.eyes]
     drawn += state.lids.get(step, [])
-    return head.moved(state.head, life, drawn)
+    return head.moved(state.head, life, drawn, moment, known)

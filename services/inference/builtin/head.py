@@ -25,10 +25,10 @@ from services.inference.builtin.pictures import (
     sampled_fine,
     smoothstep,
 )
-from services.inference.engine import Rendered
+from services.inference.engine import ALL_OF_IT, Rendered
 from shared.messages import Face
 
-__all__ = ["Head", "moved", "prepare"]
+__all__ = ["NO_MOMENT", "Head", "Moment", "moved", "prepare"]
 
 FOREHEAD, CHIN = 10, 152
 SIDES: Final = (234, 454)
@@ -50,12 +50,23 @@ MOST: Final = 0.04
 """More than anything on the head ever moves."""
 
 
+Drawn = Sequence[tuple[int, int, Pixels]]
+Box = tuple[int, int, int, int]
+Moment = tuple[str, float]
+"""session and frame"""
+NO_MOMENT: Final[Moment] = ("", -1.0)
+
+
 @dataclass
 class _Held:
     """The head as it was moved last. It mostly stays there for the next frame."""
 
     where: tuple[float, float, float] | None = None
     """its way to the right, down the face, and its turn"""
+    moment: Moment | None = None
+    """the frame that was given whole there"""
+    drawn: Drawn = ()
+    """what was drawn on that frame"""
     places: Floats = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
     """where each pixel came from in `fine`, (h, w, 2)"""
     picture: Pixels = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
@@ -88,8 +99,6 @@ class Head:
     """unit vector down the face, (2,)"""
     places: Floats
     """place of each pixel in `fine`, (h, w, 2)"""
-    mask: Pixels
-    """255 where something moves, (h, w), 0 on the border"""
     held: _Held = field(default_factory=_Held)
 
 
@@ -125,9 +134,6 @@ def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
 
     scale = fine_scale(shape)
     pixels = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), axis=-1)
-    mask = np.where(cv2.resize(share, (shape[1], shape[0])) > 0, 255, 0).astype(np.uint8)
-    mask[[0, -1]] = 0
-    mask[:, [0, -1]] = 0
     return Head(
         x=x1,
         y=y1,
@@ -140,42 +146,77 @@ def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
         across=floats(across),
         down=floats(down),
         places=floats(scale * pixels),
-        mask=mask,
     )
 
 
-def moved(head: Head, life: Life, drawn: Sequence[tuple[int, int, Pixels]]) -> Rendered:
+def moved(head: Head, life: Life, drawn: Drawn, moment: Moment = NO_MOMENT, known: float = -1.0) -> Rendered:
     """Move the head.
 
     Args:
         head: from `prepare`.
         life: where it goes.
         drawn: what is other than in the photo: left and top edge on the photo, and BGR, (h, w, 3), whose border is
-            that of the photo. A later one is laid on an earlier.
+            that of the photo. A later one is laid on an earlier. The same array again is taken for the same picture.
+        moment: session and frame.
+        known: a frame of the session that was given whole, and is kept where this one goes.
 
     Returns:
-        the patch of the whole head.
+        the patch of the whole head, which takes all of its rectangle: where nothing moves it is as in the photo. Where
+        the head has not moved since `known`, what was drawn otherwise then, to be laid on that.
     """
-    height, width = head.mask.shape
-    places, picture = _carried(head, life)
-    margin = 1 + int(np.ceil(MOST * head.unit))
-    for left, top, pixels in drawn:
-        x, y = left - head.x, top - head.y
-        x1, y1 = max(0, x + margin), max(0, y + margin)
-        x2, y2 = min(width, x + pixels.shape[1] - margin), min(height, y + pixels.shape[0] - margin)
+    held = head.held
+    stays = held.where == (life.right, life.down, life.roll) and known >= 0 and held.moment == (moment[0], known)
+    places, clean = _carried(head, life)
+    height, width = clean.shape[:2]
+    if stays:
+        new, old = {id(each[2]) for each in drawn}, {id(each[2]) for each in held.drawn}
+        other = [_box(head, each) for each in drawn if id(each[2]) not in old]
+        other += [_box(head, each) for each in held.drawn if id(each[2]) not in new]
+        left, top, right, bottom = _around([box for box in other if box is not None])
+    else:
+        left, top, right, bottom = 0, 0, width, height
+        held.moment, held.drawn = moment, drawn
+    picture = clean[top:bottom, left:right].copy()
+    for each in drawn:
+        box = _box(head, each)
+        if box is None:
+            continue
+        x1, y1 = max(box[0], left), max(box[1], top)
+        x2, y2 = min(box[2], right), min(box[3], bottom)
         if x1 >= x2 or y1 >= y2:
             continue
         # NumPy takes nine times as long for two numbers a pixel.
-        own = cv2.transform(places[y1:y2, x1:x2], np.array([[1 / head.scale, 0, -x], [0, 1 / head.scale, -y]]))
-        picture[y1:y2, x1:x2] = cv2.remap(pixels, own, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return Rendered(head.x, head.y, picture, head.mask)
+        to_own = np.array([[1 / head.scale, 0, head.x - each[0]], [0, 1 / head.scale, head.y - each[1]]])
+        own = cv2.transform(places[y1:y2, x1:x2], to_own)
+        picture[y1 - top : y2 - top, x1 - left : x2 - left] = cv2.remap(
+            each[2], own, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
+    return Rendered(head.x + left, head.y + top, picture, ALL_OF_IT, on_known=stays)
+
+
+def _box(head: Head, drawn: tuple[int, int, Pixels]) -> Box | None:
+    """Left, top, right and bottom, on the head's patch, of what is seen of something drawn; None: nothing."""
+    height, width = head.places.shape[:2]
+    margin = 1 + int(np.ceil(MOST * head.unit))
+    x, y = drawn[0] - head.x, drawn[1] - head.y
+    x1, y1 = max(0, x + margin), max(0, y + margin)
+    x2, y2 = min(width, x + drawn[2].shape[1] - margin), min(height, y + drawn[2].shape[0] - margin)
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def _around(boxes: list[Box]) -> Box:
+    """The box that holds all of these; a single pixel where there are none."""
+    if not boxes:
+        return 0, 0, 1, 1
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def _carried(head: Head, life: Life) -> tuple[Floats, Pixels]:
-    """Where each pixel of the moved head comes from, and its picture, to be drawn on."""
+    """Where each pixel of the moved head comes from, and its picture, not to be drawn on."""
     held, where = head.held, (life.right, life.down, life.roll)
     if held.where != where:
-        height, width = head.mask.shape
+        height, width = head.places.shape[:2]
         step = head.unit * (life.right * head.across + life.down * head.down)
         way = head.share * floats(step) + np.float32(life.roll) * head.turned
         gone = cv2.resize(way, (way.shape[1] * head.cell, way.shape[0] * head.cell), interpolation=cv2.INTER_LINEAR)
@@ -183,7 +224,7 @@ def _carried(head: Head, life: Life) -> tuple[Floats, Pixels]:
         held.places = floats(cv2.scaleAdd(gone[:height, :width], -float(head.scale), head.places))
         held.picture = sampled_fine(head.fine, held.places)
         held.where = where
-    return held.places, held.picture.copy()
+    return held.places, held.picture
 
 
 def _outline(points: Floats, unit: float, across: Floats, down: Floats) -> tuple[Floats, Floats]:
