@@ -16,7 +16,7 @@ from services.face_prep.face import FaceMaker
 from services.inference import engines
 from services.inference.builtin import eyes
 from services.inference.builtin.drive import Motion
-from services.inference.builtin.engine import BuiltinEngine, LivingEngine, living
+from services.inference.builtin.engine import BuiltinEngine, LivingEngine
 from services.inference.builtin.eyes import Eyelid
 from services.inference.builtin.life import FRAMES_A_SECOND, ROLL_DEG, SIDEWAYS, STILL, UPWARDS, Life, life_of
 from services.inference.engine import Drive, MelWindow
@@ -272,7 +272,7 @@ def test_without_life_the_patch_is_that_of_the_mouth(still: BuiltinEngine, engin
 
 def test_only_the_head_changes(engine: LivingEngine, face: Face):
     state = engine.prepare(face)
-    rendered = living(state, engine._still.posed(state.warp, Motion(0.2, 0, 0.02, 0)), AWAY)
+    rendered = engine.living(state, Motion(0.2, 0, 0.02, 0), AWAY)
     assert rendered.mask.size == 0, "all of its rectangle is taken, which is as in the photo where nothing moves"
     height, width = rendered.image.shape[:2]
     share = state.head.share[..., 0]
@@ -291,11 +291,11 @@ def test_only_the_head_changes(engine: LivingEngine, face: Face):
 
 def test_mouth_and_eyes_go_with_the_head(engine: LivingEngine, astronaut: Face):
     state = engine.prepare(astronaut)
-    spoken = engine._still.posed(state.warp, Motion(0.2, 0, 0.02, 0))
-    here = compose(astronaut.photo, living(state, spoken, Life(1.0, 1e-6, 0, 0)))
+    spoken = Motion(0.2, 0, 0.02, 0)
+    here = compose(astronaut.photo, engine.living(state, spoken, Life(1.0, 1e-6, 0, 0)))
     unit = state.warp.unit
     step = 2.0 * state.warp.across + 1.0 * state.warp.down
-    away = living(state, spoken, Life(1.0, 2.0 / unit, 1.0 / unit, 0))
+    away = engine.living(state, spoken, Life(1.0, 2.0 / unit, 1.0 / unit, 0))
     height, width = here.shape[:2]
     wanted = cv2.warpAffine(here, np.array([[1, 0, step[0]], [0, 1, step[1]]], np.float32), (width, height))
     moved = compose(astronaut.photo, away)
@@ -309,12 +309,14 @@ def test_mouth_and_eyes_go_with_the_head(engine: LivingEngine, astronaut: Face):
 
 def test_skin_stays_sharp_while_it_moves(engine: LivingEngine, astronaut: Face):
     state = engine.prepare(astronaut)
-    spoken = engine._still.posed(state.warp, Motion(0, 0, 0, 0))
+    spoken = Motion(0, 0, 0, 0)
     x, y = np.round(astronaut.landmarks[168, :2]).astype(int)
     reach = round(0.5 * state.warp.unit)
 
     def sharpness(life: Life) -> float:
-        picture = compose(astronaut.photo, living(state, spoken, life))[y - reach : y + reach, x - reach : x + reach]
+        picture = compose(astronaut.photo, engine.living(state, spoken, life))[
+            y - reach : y + reach, x - reach : x + reach
+        ]
         return float(cv2.Laplacian(picture.astype(np.float32), cv2.CV_32F).std())
 
     shifts = [sharpness(Life(0, (shift + 1e-6) / state.warp.unit, 0, 0)) for shift in np.linspace(0, 1, 9)]
@@ -340,9 +342,9 @@ def test_face_at_the_edge_of_the_photo(engine: LivingEngine, astronaut: Face, sh
         mask_y=max(0, mask_y),
     )
     state = engine.prepare(face)
-    spoken = engine._still.posed(state.warp, Motion(0.1, 0, 0, 0))
+    spoken = Motion(0.1, 0, 0, 0)
     for closed in (0.0, 0.5, 1.0):
-        rendered = living(state, spoken, Life(closed, AWAY.right, AWAY.down, AWAY.roll))
+        rendered = engine.living(state, spoken, Life(closed, AWAY.right, AWAY.down, AWAY.roll))
         bottom, right = rendered.y + rendered.image.shape[0], rendered.x + rendered.image.shape[1]
         assert 0 <= rendered.x < right <= photo.shape[1]
         assert 0 <= rendered.y < bottom <= photo.shape[0]
@@ -365,10 +367,10 @@ def test_a_head_that_stays_is_drawn_as_one_that_was_just_moved(engine: LivingEng
     drawn = []
     for frame, opening in ((300, 0.2), (301, 0.0), (302, 0.1), (303, 0.2), (300, 0.0)):
         life = life_of("default", frame)
-        spoken = engine._still.posed(kept.warp, Motion(opening, 0, 0, 0))
-        drawn.append(living(kept, spoken, life).image)
+        spoken = Motion(opening, 0, 0, 0)
+        drawn.append(engine.living(kept, spoken, life).image)
         fresh = engine.prepare(demo)
-        assert np.array_equal(drawn[-1], living(fresh, spoken, life).image), "nothing stays of the frame before"
+        assert np.array_equal(drawn[-1], engine.living(fresh, spoken, life).image), "nothing stays of the frame before"
     assert not np.array_equal(drawn[1], drawn[2])
     pairs = [[life_of("default", frame + step) for step in (0, 1)] for frame in range(100, 400, 2)]
     assert all((one.right, one.down, one.roll) == (two.right, two.down, two.roll) for one, two in pairs)
@@ -384,10 +386,10 @@ def test_what_has_changed_alone_gives_the_same_picture(engine: LivingEngine, ast
     for frame in range(blink - 30, blink + 30):
         life, moment = life_of("default", frame), ("default", float(frame))
         opening = 0.0 if frame % 20 < 6 else 0.1 + 0.1 * np.sin(frame)
-        spoken = [engine._still.posed(state.warp, Motion(opening, 0, 0, 0)) for state in (kept, fresh)]
-        rendered = living(kept, spoken[0], life, moment, known)
+        spoken = Motion(opening, 0, 0, 0)
+        rendered = engine.living(kept, spoken, life, moment, known)
         picture = compose(under if rendered.on_known else astronaut.photo, rendered)
-        assert np.array_equal(picture, compose(astronaut.photo, living(fresh, spoken[1], life))), frame
+        assert np.array_equal(picture, compose(astronaut.photo, engine.living(fresh, spoken, life))), frame
         sizes[rendered.on_known].append(rendered.image.size)
         changes.add((rendered.on_known, life.closed > 0, opening == 0))
         if not rendered.on_known:
@@ -400,10 +402,10 @@ def test_what_has_changed_alone_gives_the_same_picture(engine: LivingEngine, ast
 
 def test_a_frame_is_whole_unless_the_one_that_is_known_is_the_one_that_is_kept(engine: LivingEngine, demo: Face):
     state = engine.prepare(demo)
-    spoken = engine._still.posed(state.warp, Motion(0.1, 0, 0, 0))
+    spoken = Motion(0.1, 0, 0, 0)
 
     def on_known(session: str, frame: float, known: float) -> bool:
-        return living(state, spoken, life_of("default", frame), (session, frame), known).on_known
+        return engine.living(state, spoken, life_of("default", frame), (session, frame), known).on_known
 
     assert not on_known("default", 300, -1), "none is known"
     assert not on_known("default", 301, 299), "another is known"

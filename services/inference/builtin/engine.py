@@ -12,12 +12,13 @@ import numpy as np
 
 from services.inference.builtin import drive, eyes, head, warp
 from services.inference.builtin.basis import MotionBasis
+from services.inference.builtin.head import NO_MOMENT, Drawn, Moment
 from services.inference.builtin.life import STILL, Life, life_of
-from services.inference.builtin.pictures import Floats, Pixels, floats, mixed
+from services.inference.builtin.pictures import Floats, enlarged, fine_scale, floats, mixed
 from services.inference.engine import Drive, MelWindow, Rendered
 from shared.messages import Face
 
-__all__ = ["MODELS", "BuiltinEngine", "LivingEngine", "LivingFace", "living"]
+__all__ = ["MODELS", "BuiltinEngine", "LivingEngine", "LivingFace"]
 
 MODELS: Final = Path(__file__).resolve().parents[3] / "models" / "builtin"
 LID_STEPS: Final = 16
@@ -79,14 +80,12 @@ class LivingFace:
     warp: warp.FaceWarp
     head: head.Head
     eyes: eyes.Eyelids
-    mouth: Pixels
-    """the photo under the mouth's patch, BGR, (h, w, 3)"""
-    rest: Pixels
-    """the same with the mouth at rest laid on it"""
-    share: Floats
-    """of what is drawn of the mouth, (h, w), 0..1"""
-    lids: dict[int, list[tuple[int, int, Pixels]]] = field(default_factory=dict)
-    """closed by so many of `LID_STEPS`: each eye's left and top edge, px, and picture, BGR; made when first seen"""
+    rest: Drawn | None
+    """the mouth at rest, where it is other than in the photo"""
+    shares: tuple[Floats, Floats]
+    """of what is drawn of the mouth, and of the photo, (h, w), 0..1"""
+    lids: dict[int, list[Drawn]] = field(default_factory=dict)
+    """closed by so many of `LID_STEPS`: each eye; made when first seen"""
 
 
 class LivingEngine:
@@ -108,15 +107,18 @@ class LivingEngine:
         """Do once for a face what depends on the face alone."""
         state = self._still.prepare(face)
         height, width = state.mask.shape
-        mouth = np.ascontiguousarray(face.photo[state.y : state.y + height, state.x : state.x + width])
+        photo = np.ascontiguousarray(face.photo[state.y : state.y + height, state.x : state.x + width])
         share = floats(state.mask) * np.float32(1 / 255)
+        resting = mixed(state.rest, photo, share)
+        scale = fine_scale(resting.shape)
+        rest = Drawn(state.x, state.y, enlarged(resting, scale), scale)
+        nodes = (state.nodes + 0.5) * state.cell - 0.5 + np.array([state.x, state.y], np.float32)
         return LivingFace(
             warp=state,
-            head=head.prepare(face, state.unit, state.across, state.down),
+            head=head.prepare(face, state.unit, state.across, state.down, floats(nodes)),
             eyes=eyes.prepare(face, state.unit, state.down),
-            mouth=mouth,
-            rest=mixed(state.rest, mouth, share),
-            share=share,
+            rest=None if np.array_equal(resting, photo) else rest,
+            shares=(share, 1 - share),
         )
 
     def render(self, states: Sequence[LivingFace], drives: Sequence[Drive]) -> list[Rendered]:
@@ -125,35 +127,43 @@ class LivingEngine:
         Raises:
             ValueError: there are not as many states as drives, or a mel window has the wrong shape.
         """
-        spoken = self._still.render([state.warp for state in states], drives)
         return [
-            living(state, mouth, life_of(each.session, each.frame), (each.session, each.frame), each.known)
-            for state, mouth, each in zip(states, spoken, drives, strict=True)
+            self.living(state, motion, life_of(each.session, each.frame), (each.session, each.frame), each.known)
+            for state, motion, each in zip(states, self._still.motions(drives), drives, strict=True)
         ]
 
+    def living(
+        self,
+        state: LivingFace,
+        motion: drive.Motion,
+        life: Life,
+        moment: Moment = NO_MOMENT,
+        known: float = -1.0,
+    ) -> Rendered:
+        """Render one frame from a motion of the mouth and what the face does of itself.
 
-def living(
-    state: LivingFace, spoken: Rendered, life: Life, moment: head.Moment = head.NO_MOMENT, known: float = -1.0
-) -> Rendered:
-    """Let a face blink and sway.
+        Args:
+            state: of the face.
+            motion: of the mouth.
+            life: what the face does of itself.
+            moment: session and frame.
+            known: as in `Drive`.
 
-    Args:
-        state: of the face.
-        spoken: its mouth, as the photo's head would have it.
-        life: what the face does of itself.
-        moment: session and frame.
-        known: as in `Drive`.
-
-    Returns:
-        the patch of the whole head, or what of it is other than in the frame that is known; that of the mouth where
-        the face does nothing.
-    """
-    if life == STILL:
-        return spoken
-    at_rest = spoken.image is state.warp.rest
-    drawn = [(spoken.x, spoken.y, state.rest if at_rest else mixed(spoken.image, state.mouth, state.share))]
-    step = round(life.closed * LID_STEPS)
-    if step and step not in state.lids:
-        state.lids[step] = [(eye.x, eye.y, eyes.closed(eye, step / LID_STEPS)) for eye in state.eyes]
-    drawn += state.lids.get(step, [])
-    return head.moved(state.head, life, drawn, moment, known)
+        Returns:
+            the patch of the whole head, or what of it is other than in the frame that is known; that of the mouth
+            where the face does nothing.
+        """
+        if life == STILL:
+            return self._still.posed(state.warp, motion)
+        coefficients = motion.coefficients
+        if np.any(coefficients):
+            carried = head.carried(state.head, life)
+            spoken = warp.render(state.warp, coefficients, carried.way)
+            drawn = [Drawn(state.warp.x, state.warp.y, spoken, 0, state.shares)]
+        else:
+            drawn = [] if state.rest is None else [state.rest]
+        step = round(life.closed * LID_STEPS)
+        if step and step not in state.lids:
+            state.lids[step] = [Drawn(e.x, e.y, eyes.closed(e, step / LID_STEPS)) for e in state.eyes]
+        drawn += state.lids.get(step, [])
+        return head.moved(state.head, life, drawn, moment, known)

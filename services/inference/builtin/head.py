@@ -1,8 +1,9 @@
 """A breath of head motion: the head, hair and the upper neck moved by parts of a pixel, fading out around them.
 
 The photo is kept at twice its size, in which linear sampling loses nothing that is seen: at the photo's own size a
-picture moved by half a pixel is blurred, and skin that goes in and out of focus is the first thing that one sees. What
-was drawn for this frame alone, the mouth and the eyes, is small and sampled by cubics instead.
+picture moved by half a pixel is blurred, and skin that goes in and out of focus is the first thing that one sees. A
+mouth that speaks is drawn where the head has carried it, from such a photo too; the lids, which are drawn seldom, are
+sampled by cubics instead.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from services.inference.builtin.pictures import (
     enlarged,
     fine_scale,
     floats,
+    sampled_field,
     sampled_fine,
     smoothstep,
 )
 from services.inference.engine import ALL_OF_IT, Rendered
 from shared.messages import Face
 
-__all__ = ["NO_MOMENT", "Head", "Moment", "moved", "prepare"]
+__all__ = ["NO_MOMENT", "Carried", "Drawn", "Head", "Moment", "carried", "moved", "prepare"]
 
 FOREHEAD, CHIN = 10, 152
 SIDES: Final = (234, 454)
@@ -50,27 +52,54 @@ MOST: Final = 0.04
 """More than anything on the head ever moves."""
 
 
-Drawn = Sequence[tuple[int, int, Pixels]]
+@dataclass(frozen=True)
+class Drawn:
+    """Something that is other than in the photo."""
+
+    x: int
+    """left edge on the photo, px"""
+    y: int
+    """top edge, px"""
+    picture: Pixels
+    """BGR, whose border is that of the photo, (h, w, 3); enlarged with an empty channel; or drawn where the head has
+    carried it. The same array again is taken for the same picture."""
+    scale: int = 1
+    """pixels of an enlarged picture for one of the photo, along each side; 0: it is where the head has carried it"""
+    shares: tuple[Floats, Floats] | None = None
+    """of a picture that was carried: what is taken of it, and of the photo, (h, w), 0..1"""
+
+
 Box = tuple[int, int, int, int]
 Moment = tuple[str, float]
 """session and frame"""
 NO_MOMENT: Final[Moment] = ("", -1.0)
 
 
+@dataclass(frozen=True)
+class Carried:
+    """A head that was moved, with nothing drawn on it."""
+
+    where: tuple[float, float, float]
+    """its way to the right, down the face, and its turn"""
+    places: Floats
+    """where each pixel came from in `fine`, (h, w, 2)"""
+    picture: Pixels
+    """BGR, (h, w, 3)"""
+    way: Floats
+    """how far each of `Head.asked` has gone, (..., 2) px"""
+
+
 @dataclass
 class _Held:
     """The head as it was moved last. It mostly stays there for the next frame."""
 
-    where: tuple[float, float, float] | None = None
-    """its way to the right, down the face, and its turn"""
-    moment: Moment | None = None
-    """the frame that was given whole there"""
-    drawn: Drawn = ()
+    carried: Carried | None = None
+    whole: Carried | None = None
+    """where it was when a frame was given whole"""
+    moment: Moment = NO_MOMENT
+    """that frame"""
+    drawn: Sequence[Drawn] = ()
     """what was drawn on that frame"""
-    places: Floats = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
-    """where each pixel came from in `fine`, (h, w, 2)"""
-    picture: Pixels = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
-    """BGR, (h, w, 3)"""
 
 
 @dataclass(frozen=True)
@@ -99,10 +128,12 @@ class Head:
     """unit vector down the face, (2,)"""
     places: Floats
     """place of each pixel in `fine`, (h, w, 2)"""
+    asked: Floats
+    """places of the coarse grid of which one wants to know how far they go, in its cells, (n, m, 2)"""
     held: _Held = field(default_factory=_Held)
 
 
-def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
+def prepare(face: Face, unit: float, across: Floats, down: Floats, asked: Floats) -> Head:
     """Make a head ready to move.
 
     Args:
@@ -110,6 +141,7 @@ def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
         unit: eye distance, px.
         across: unit vector along the eyes, (2,).
         down: unit vector down the face, (2,).
+        asked: places on the photo of which `carried` tells how far they go, (n, m, 2) px.
     """
     points = face.landmarks[:, :2]
     height, width = face.photo.shape[:2]
@@ -146,17 +178,17 @@ def prepare(face: Face, unit: float, across: Floats, down: Floats) -> Head:
         across=floats(across),
         down=floats(down),
         places=floats(scale * pixels),
+        asked=floats((asked - np.array([x1, y1], np.float32) + 0.5) / cell - 0.5),
     )
 
 
-def moved(head: Head, life: Life, drawn: Drawn, moment: Moment = NO_MOMENT, known: float = -1.0) -> Rendered:
+def moved(head: Head, life: Life, drawn: Sequence[Drawn], moment: Moment = NO_MOMENT, known: float = -1.0) -> Rendered:
     """Move the head.
 
     Args:
         head: from `prepare`.
         life: where it goes.
-        drawn: what is other than in the photo: left and top edge on the photo, and BGR, (h, w, 3), whose border is
-            that of the photo. A later one is laid on an earlier. The same array again is taken for the same picture.
+        drawn: what is other than in the photo. A later one is laid on an earlier.
         moment: session and frame.
         known: a frame of the session that was given whole, and is kept where this one goes.
 
@@ -164,43 +196,57 @@ def moved(head: Head, life: Life, drawn: Drawn, moment: Moment = NO_MOMENT, know
         the patch of the whole head, which takes all of its rectangle: where nothing moves it is as in the photo. Where
         the head has not moved since `known`, what was drawn otherwise then, to be laid on that.
     """
-    held = head.held
-    stays = held.where == (life.right, life.down, life.roll) and known >= 0 and held.moment == (moment[0], known)
-    places, clean = _carried(head, life)
-    height, width = clean.shape[:2]
+    held, here = head.held, carried(head, life)
+    stays = known >= 0 and held.whole is here and held.moment == (moment[0], known)
+    height, width = here.picture.shape[:2]
     if stays:
-        new, old = {id(each[2]) for each in drawn}, {id(each[2]) for each in held.drawn}
-        other = [_box(head, each) for each in drawn if id(each[2]) not in old]
-        other += [_box(head, each) for each in held.drawn if id(each[2]) not in new]
-        left, top, right, bottom = _around([box for box in other if box is not None])
+        new, old = {id(each.picture) for each in drawn}, {id(each.picture) for each in held.drawn}
+        other = [_box(head, each) for each in drawn if id(each.picture) not in old]
+        other += [_box(head, each) for each in held.drawn if id(each.picture) not in new]
+        view = _around([box for box in other if box is not None])
     else:
-        left, top, right, bottom = 0, 0, width, height
-        held.moment, held.drawn = moment, drawn
-    picture = clean[top:bottom, left:right].copy()
+        view = (0, 0, width, height)
+        held.whole, held.moment, held.drawn = here, moment, drawn
+    picture = here.picture[view[1] : view[3], view[0] : view[2]].copy()
     for each in drawn:
         box = _box(head, each)
-        if box is None:
-            continue
-        x1, y1 = max(box[0], left), max(box[1], top)
-        x2, y2 = min(box[2], right), min(box[3], bottom)
-        if x1 >= x2 or y1 >= y2:
-            continue
-        # NumPy takes nine times as long for two numbers a pixel.
-        to_own = np.array([[1 / head.scale, 0, head.x - each[0]], [0, 1 / head.scale, head.y - each[1]]])
-        own = cv2.transform(places[y1:y2, x1:x2], to_own)
-        picture[y1 - top : y2 - top, x1 - left : x2 - left] = cv2.remap(
-            each[2], own, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-        )
-    return Rendered(head.x + left, head.y + top, picture, ALL_OF_IT, on_known=stays)
+        if box is not None:
+            _lay(picture, view, head, here, each, box)
+    return Rendered(head.x + view[0], head.y + view[1], picture, ALL_OF_IT, on_known=stays)
 
 
-def _box(head: Head, drawn: tuple[int, int, Pixels]) -> Box | None:
+def _lay(picture: Pixels, view: Box, head: Head, here: Carried, drawn: Drawn, box: Box) -> None:
+    """Lay what was drawn in a box of the head's patch on the part of it that is in view."""
+    x1, y1 = max(box[0], view[0]), max(box[1], view[1])
+    x2, y2 = min(box[2], view[2]), min(box[3], view[3])
+    if x1 >= x2 or y1 >= y2:
+        return
+    under = picture[y1 - view[1] : y2 - view[1], x1 - view[0] : x2 - view[0]]
+    if drawn.shares is not None:
+        left, top = head.x - drawn.x, head.y - drawn.y
+        part = (slice(y1 + top, y2 + top), slice(x1 + left, x2 + left))
+        under[:] = cv2.blendLinear(drawn.picture[part], under, drawn.shares[0][part], drawn.shares[1][part])
+        return
+    # NumPy takes nine times as long for two numbers a pixel.
+    size = drawn.scale / head.scale
+    to_own = np.array(
+        [[size, 0, drawn.scale * (head.x - drawn.x)], [0, size, drawn.scale * (head.y - drawn.y)]],
+    )
+    own = floats(cv2.transform(here.places[y1:y2, x1:x2], to_own))
+    if drawn.picture.shape[2] == 4:
+        under[:] = sampled_fine(drawn.picture, own)
+    else:
+        under[:] = cv2.remap(drawn.picture, own, NO_MAP, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _box(head: Head, drawn: Drawn) -> Box | None:
     """Left, top, right and bottom, on the head's patch, of what is seen of something drawn; None: nothing."""
     height, width = head.places.shape[:2]
-    margin = 1 + int(np.ceil(MOST * head.unit))
-    x, y = drawn[0] - head.x, drawn[1] - head.y
+    margin = 0 if drawn.shares is not None else 1 + int(np.ceil(MOST * head.unit))
+    x, y, size = drawn.x - head.x, drawn.y - head.y, max(1, drawn.scale)
     x1, y1 = max(0, x + margin), max(0, y + margin)
-    x2, y2 = min(width, x + drawn[2].shape[1] - margin), min(height, y + drawn[2].shape[0] - margin)
+    x2 = min(width, x + drawn.picture.shape[1] // size - margin)
+    y2 = min(height, y + drawn.picture.shape[0] // size - margin)
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
@@ -212,19 +258,20 @@ def _around(boxes: list[Box]) -> Box:
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
-def _carried(head: Head, life: Life) -> tuple[Floats, Pixels]:
-    """Where each pixel of the moved head comes from, and its picture, not to be drawn on."""
-    held, where = head.held, (life.right, life.down, life.roll)
-    if held.where != where:
-        height, width = head.places.shape[:2]
-        step = head.unit * (life.right * head.across + life.down * head.down)
-        way = head.share * floats(step) + np.float32(life.roll) * head.turned
-        gone = cv2.resize(way, (way.shape[1] * head.cell, way.shape[0] * head.cell), interpolation=cv2.INTER_LINEAR)
-        # A point at p came from p - way(p): the way changes so little from pixel to pixel that this is its inverse too.
-        held.places = floats(cv2.scaleAdd(gone[:height, :width], -float(head.scale), head.places))
-        held.picture = sampled_fine(head.fine, held.places)
-        held.where = where
-    return held.places, held.picture
+def carried(head: Head, life: Life) -> Carried:
+    """Move the head with nothing drawn on it; the one that was moved last where it stays."""
+    where = (life.right, life.down, life.roll)
+    known = head.held.carried
+    if known is not None and known.where == where:
+        return known
+    height, width = head.places.shape[:2]
+    step = head.unit * (life.right * head.across + life.down * head.down)
+    way = floats(head.share * floats(step) + np.float32(life.roll) * head.turned)
+    gone = cv2.resize(way, (way.shape[1] * head.cell, way.shape[0] * head.cell), interpolation=cv2.INTER_LINEAR)
+    # A point at p came from p - way(p): the way changes so little from pixel to pixel that this is its inverse too.
+    places = floats(cv2.scaleAdd(gone[:height, :width], -float(head.scale), head.places))
+    head.held.carried = new = Carried(where, places, sampled_fine(head.fine, places), sampled_field(way, head.asked))
+    return new
 
 
 def _outline(points: Floats, unit: float, across: Floats, down: Floats) -> tuple[Floats, Floats]:

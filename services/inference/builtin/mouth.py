@@ -92,6 +92,8 @@ class Interior:
     """upper teeth, the same"""
     skull_share: Floats
     """how much of them covers what is behind, (h, w), 0..1"""
+    skull_parts: Floats
+    """both in one, BGR times how much of them covers what is behind, and that, (h, w, 4)"""
     jaw: Floats
     """tongue and lower teeth with the mouth closed, BGR times how much of them covers the depth, and that, (h, w, 4)"""
     sideways: Floats
@@ -107,7 +109,14 @@ class Interior:
         """How far to the person's left of the middle of the lips points of the patch lie, eye distances, (n,)."""
         return floats((points - self.middle) @ self.along)
 
-    def shown(self, jaw_shift: Floats, rim: Floats, part: tuple[int, int, int, int], teeth: float = 1.0) -> Floats:
+    def shown(
+        self,
+        jaw_shift: Floats,
+        rim: Floats,
+        part: tuple[int, int, int, int],
+        teeth: float = 1.0,
+        head_shift: Floats | None = None,
+    ) -> Floats:
         """Lay the layers over each other.
 
         Args:
@@ -115,18 +124,26 @@ class Interior:
             rim: how much of each pixel is the wet inside of a lip, (height, width), 0..1.
             part: left, top, width, height of what is wanted of the box.
             teeth: how much of the upper teeth is seen, 0..1; less where the lips are pushed forward.
+            head_shift: how far the head has carried it all, px, (2,); None: it is where it is on the photo.
 
         Returns:
             blue, green and red, (3, height, width), before the shadow of the lips.
         """
         left, top, width, height = part
+        if head_shift is not None:
+            jaw_shift = jaw_shift + head_shift
         moved, size = (float(jaw_shift[0]) - left, float(jaw_shift[1]) - top), (width, height)
         *colours, share = cv2.split(shifted(self.jaw, *moved, size, extend=True))
         view = (slice(None), slice(top, top + height), slice(left, left + width))
         shown = np.stack(colours) + self.cavity[view] * (1 - share)
         shown += (self.inner_lip[:, None, None] - shown) * rim
-        shown += (self.skull[view] - shown) * (self.skull_share[view[1:]] * np.float32(teeth))
-        return floats(shown)
+        if head_shift is None:
+            shown += (self.skull[view] - shown) * (self.skull_share[view[1:]] * np.float32(teeth))
+            return floats(shown)
+        carried = (float(head_shift[0]) - left, float(head_shift[1]) - top)
+        *colours, share = cv2.split(shifted(self.skull_parts, *carried, size, extend=True, sharp=True))
+        shown += np.float32(teeth) * (np.stack(colours) - shown * share)
+        return floats(np.maximum(shown, 0))
 
 
 def _polygon_median(photo: Pixels, outline: Floats, quantile: float) -> Floats | None:
@@ -324,12 +341,14 @@ def paint(
     jaw_share = floats(1 - (1 - tongue_share) * (1 - lower_share))
     if light.blur > LEAST_BLUR:
         jaw, jaw_share = blurred(jaw, light.blur), blurred(jaw_share, light.blur)
+    skull, share = floats(np.clip(skull, 0, 255)), floats(share)
     return Interior(
         x=left,
         y=top,
         cavity=planes_of(np.clip(cavity * side, 0, 255)),
-        skull=planes_of(np.clip(skull, 0, 255)),
-        skull_share=np.ascontiguousarray(share, np.float32),
+        skull=planes_of(skull),
+        skull_share=np.ascontiguousarray(share),
+        skull_parts=floats(cv2.merge([*(skull.transpose(2, 0, 1) * share), share])),
         jaw=floats(cv2.merge([*(np.clip(jaw * side, 0, 255).transpose(2, 0, 1) * jaw_share), jaw_share])),
         sideways=np.ascontiguousarray(sideways, np.float32),
         middle=middle,

@@ -130,7 +130,9 @@ def blurred(values: Floats, sigma: float) -> Floats:
     return floats(cv2.GaussianBlur(values, (0, 0), sigma))
 
 
-def shifted(values: npt.NDArray[Any], x: float, y: float, size: tuple[int, int], *, extend: bool) -> npt.NDArray[Any]:
+def shifted(
+    values: npt.NDArray[Any], x: float, y: float, size: tuple[int, int], *, extend: bool, sharp: bool = False
+) -> npt.NDArray[Any]:
     """Move a picture by parts of a pixel into one of another size (width, height).
 
     Args:
@@ -139,9 +141,12 @@ def shifted(values: npt.NDArray[Any], x: float, y: float, size: tuple[int, int],
         y: px down.
         size: width and height of the result.
         extend: whether its edge goes on for ever; else there is 0.
+        sharp: by cubics, which keep it sharp and take longer.
     """
     border = cv2.BORDER_REPLICATE if extend else cv2.BORDER_CONSTANT
-    return np.asarray(cv2.warpAffine(values, np.array([[1, 0, x], [0, 1, y]], np.float32), size, borderMode=border))
+    how = cv2.INTER_CUBIC if sharp else cv2.INTER_LINEAR
+    matrix = np.array([[1, 0, x], [0, 1, y]], np.float32)
+    return np.asarray(cv2.warpAffine(values, matrix, size, flags=how, borderMode=border))
 
 
 def nearest(picture: Pixels, known: npt.NDArray[np.bool_]) -> Pixels:

@@ -370,12 +370,14 @@ def _find_mouth(
     return _Mouth(upper_line, lower_line, is_open, shown, cleaned, closes)
 
 
-def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
+def render(warp: FaceWarp, coefficients: Floats, way: Floats | None = None) -> Pixels:
     """Draw the patch for a motion. Calls for one face must not overlap.
 
     Args:
         warp: from `prepare`.
         coefficients: of the basis' axes, eye distances, (4,); 0 is the mouth at rest.
+        way: how far the head has carried each node of the grid, parts of its cell, (gh, gw, 2) px; None: it is where it
+            is on the photo.
 
     Returns:
         BGR, (h, w, 3).
@@ -387,6 +389,13 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
     # Lips cannot pass through each other.
     crossed = np.minimum((lower_line - upper_line) @ warp.down, 0)[:, None] * warp.down
     upper_line, lower_line = floats(upper_line + crossed / 2), floats(lower_line - crossed / 2)
+    nodes, shift = warp.nodes, None
+    if way is not None:
+        lines = np.concatenate([upper_line, lower_line])
+        gone = _sample(way, lines, warp.cell)
+        upper_line, lower_line = np.split(floats(lines + gone), 2)
+        # A node at p came from p - way(p): the head goes so little that this is the inverse too.
+        nodes, shift = floats(warp.nodes - way / np.float32(warp.cell)), floats(gone.mean(axis=0))
 
     gap = float(((lower_line - upper_line) @ warp.down).max())
     clean = clamped(gap / (CLEAN_FROM * warp.unit), 0, 1) if warp.contact == 0 else 0.0
@@ -399,15 +408,15 @@ def render(warp: FaceWarp, coefficients: Floats) -> Pixels:
     bottom = int(clamped(ends.max() + 3, top, height))
     for layer in (warp.upper, warp.lower):
         _part_lips(warp, layer, clean)
-    upper = _bent(warp, warp.upper, amounts, (0, bottom))
-    lower = _bent(warp, warp.lower, amounts, (top, height))
+    upper = _bent(warp, warp.upper, amounts, nodes, (0, bottom))
+    lower = _bent(warp, warp.lower, amounts, nodes, (top, height))
     picture = np.empty((height, width, 3), np.uint8)
     picture[:top] = upper[:top]
     picture[bottom:] = lower[bottom - top :]
     if bottom > top:
         share = _below(warp, lower_line, top, bottom)
         picture[top:bottom] = mixed(lower[: bottom - top], upper[top:], share)
-    _lay_interior(picture, warp, upper_line, lower_line, amounts)
+    _lay_interior(picture, warp, upper_line, lower_line, amounts, shift)
     return picture
 
 
@@ -470,8 +479,11 @@ def _bounds(points: Floats, room: float, shape: tuple[int, ...]) -> tuple[npt.ND
     return np.array(low, np.intp), np.array(high, np.intp)
 
 
-def _lay_interior(picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_line: Floats, amounts: Floats) -> None:
-    """Lay the inside of the mouth, and the line in which closed lips touch, on the picture."""
+def _lay_interior(
+    picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_line: Floats, amounts: Floats, shift: Floats | None
+) -> None:
+    """Lay the inside of the mouth, and the line in which closed lips touch, on the picture of a head that was carried
+    by `shift`."""
     inner = warp.interior
     low, high = _bounds(np.concatenate([upper_line, lower_line]), 2 + 0.04 * warp.unit, picture.shape)
     box_low = np.array([inner.x, inner.y])
@@ -486,7 +498,7 @@ def _lay_interior(picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_lin
     if shut > 0:
         _lay_contact(view, warp, floats((upper_line + lower_line) / 2), shut)
     if gap > LEAST_GAP_PX:
-        _lay_opening(view, warp, upper_line, lower_line, amounts, low)
+        _lay_opening(view, warp, (upper_line, lower_line), amounts, low, shift)
 
 
 def _lay_contact(view: Pixels, warp: FaceWarp, line: Floats, shut: float) -> None:
@@ -503,13 +515,14 @@ def _lay_contact(view: Pixels, warp: FaceWarp, line: Floats, shut: float) -> Non
 def _lay_opening(
     view: Pixels,
     warp: FaceWarp,
-    upper_line: Floats,
-    lower_line: Floats,
+    lines: tuple[Floats, Floats],
     amounts: Floats,
     low: npt.NDArray[np.intp],
+    head_shift: Floats | None,
 ) -> None:
     """Lay what lies between the lips on a part of the picture whose left and top edge is `low`."""
     inner, unit = warp.interior, warp.unit
+    upper_line, lower_line = lines
     shape = (view.shape[0], view.shape[1])
     gap = float(((lower_line - upper_line) @ warp.down).max())
     share = lips.filled(np.concatenate([upper_line, lower_line[::-1]]), shape)
@@ -524,7 +537,7 @@ def _lay_opening(
     jaw_shift = _summed(amounts, warp.jaw_moves)
     # Pushed forward they hide the teeth, unless they are far apart.
     hidden = 0.92 * pursed**2 * clamped((WIDE_GAP[1] - gap / unit) / (WIDE_GAP[1] - WIDE_GAP[0]), 0, 1)
-    shown = inner.shown(jaw_shift, rim, part, 1 - hidden)
+    shown = inner.shown(jaw_shift, rim, part, 1 - hidden, head_shift)
 
     # The upper lip throws its shadow down; into the corners of the mouth, behind lips that are pushed forward and
     # between lips that are nearly closed falls little light.
@@ -554,20 +567,21 @@ def _part_lips(warp: FaceWarp, layer: _Layer, clean: float) -> None:
     layer.fine.clean = clean
 
 
-def _bent(warp: FaceWarp, layer: _Layer, amounts: Floats, rows: tuple[int, int]) -> Pixels:
-    """Sample an enlarged photo where the displaced pixels of some rows come from."""
+def _bent(warp: FaceWarp, layer: _Layer, amounts: Floats, origins: Floats, rows: tuple[int, int]) -> Pixels:
+    """Sample an enlarged photo where the displaced pixels of some rows come from, by where the nodes come from that the
+    head has carried."""
     first, end = rows
     cell, width, scale = warp.cell, warp.mask.shape[1], warp.scale
     # In cells: the source of node c is c - forward(source).
     forward = _summed(amounts / np.float32(cell), layer.fields)
-    if end <= first or not forward.any():
+    if end <= first or (origins is warp.nodes and not forward.any()):
         return np.ascontiguousarray(layer.fine.picture[first * scale : end * scale : scale, ::scale, :3])
     low, high = max(0, first // cell - 1), min(len(forward), end // cell + 2)
-    nodes = warp.nodes[low:high]
+    nodes = origins[low:high]
     back = nodes - forward[low:high]
     for _ in range(ITERATIONS):
         back = nodes - sampled_field(forward, back)
-    offset = (back - nodes) * np.float32(cell * scale)
+    offset = (back - warp.nodes[low:high]) * np.float32(cell * scale)
     size = (offset.shape[1] * cell, offset.shape[0] * cell)
     wide = floats(cv2.resize(offset, size, interpolation=cv2.INTER_LINEAR))
     places = cv2.add(wide[first - low * cell : end - low * cell, :width], warp.places[first:end])
