@@ -37,7 +37,7 @@ REARM_S: Final = 0.5
 LONGEST_WAIT_S: Final = 0.25
 END_S: Final = 1.5
 """after which a service that was told to stop is gone, whatever still holds it"""
-MEMORY_S: Final = 10.0
+MEMORY_S: Final = 30.0
 """how often the kernel is asked how much memory is this process's own"""
 BUCKETS_S: Final = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.3, 0.5, 1.0)
 """upper bounds of the classes in which ages and durations are counted, s"""

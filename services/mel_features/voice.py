@@ -21,6 +21,8 @@ to 0 within `FALL_MS` more; two stretches of voice no further apart than `BRIDGE
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import cache
 from itertools import islice
 from typing import Any, Final
 
@@ -130,7 +132,9 @@ class VoiceGate:
         self._levels_db: deque[float] = deque(maxlen=SHORT_MEMORY)
         """mean of the bands"""
         self._known = 0
-        self._periodic: deque[bool] = deque(maxlen=SHORT_MEMORY)
+        self._periodic: deque[tuple[Callable[[], list[bool]], int]] = deque(maxlen=SHORT_MEMORY)
+        """of each of the last steps what finds which steps of its piece have a pitch, where that is asked for, and its
+        number in the piece"""
         self._voiced: deque[bool] = deque(maxlen=RUN_LENGTH)
         self._confirmed: deque[bool] = deque(maxlen=HISTORY)
         self._floor_db = [FIRST_FLOOR_DB] * BANDS
@@ -216,7 +220,8 @@ class VoiceGate:
         spectrum = np.abs(np.fft.rfft(spans, axis=1)[:, : self._last_bin]) ** 2
         powers = np.add.reduceat(spectrum, self._edges, axis=1)
         past = np.concatenate([self._past, sound])
-        periodic = self._find_periodic(past[starts + np.arange(PITCH_SPAN)])
+        spans = past[starts + np.arange(PITCH_SPAN)]
+        periodic = cache(lambda: self._find_periodic(spans))
         self._past = past[-(PITCH_SPAN - STEP) : -STEP]
         rows: list[list[float]] = powers.tolist()
         smoothed: list[list[float]] = []
@@ -227,8 +232,10 @@ class VoiceGate:
             )
         self._power = smoothed[-1]
         now_db, smoothed_db = np.maximum(10.0 * np.log10(np.array([rows, smoothed]) + 1e-12), LOWEST_FLOOR_DB).tolist()
-        for now, steady, pitched in zip(now_db, smoothed_db, periodic, strict=True):
-            self._step(now, steady, pitched)
+        for k, (now, steady) in enumerate(zip(now_db, smoothed_db, strict=True)):
+            self._step(now, steady)
+            self._periodic.append((periodic, k))
+            self._follow_floor(steady)
 
     def _find_periodic(self, spans: npt.NDArray[np.float64]) -> list[bool]:
         spectrum = np.where(
@@ -239,7 +246,11 @@ class VoiceGate:
         periodic: list[bool] = (peak > PERIODIC_CORRELATION * np.maximum(correlation[:, 0], 1e-12)).tolist()
         return periodic
 
-    def _step(self, now_db: list[float], smoothed_db: list[float], periodic: bool) -> None:
+    def _has_pitch(self) -> bool:
+        """Whether the sound of the short memory has one for most of its time."""
+        return sum(found()[k] for found, k in self._periodic) >= PERIODIC_SHARE * SHORT_MEMORY
+
+    def _step(self, now_db: list[float], smoothed_db: list[float]) -> None:
         """Decide one step, of the power of each band and the same smoothed. NumPy takes longer for five numbers."""
         excess = 0.0
         for band_db, floor_db, loudest_db in zip(now_db, self._floor_db, self._loudest_db, strict=True):
@@ -258,18 +269,16 @@ class VoiceGate:
                 max(loudest_db, band_db - TAIL_DB)
                 for loudest_db, band_db in zip(self._loudest_db, smoothed_db, strict=True)
             ]
-        self._follow_floor(smoothed_db, periodic)
 
-    def _follow_floor(self, power_db: list[float], periodic: bool) -> None:
+    def _follow_floor(self, power_db: list[float]) -> None:
         at = self._known % LONG_MEMORY
         self._powers_db[:, at] = power_db
         self._levels_db.append(sum(power_db) / BANDS)
-        self._periodic.append(periodic)
         self._known += 1
         if (
             self._known >= SHORT_MEMORY
-            and sum(self._periodic) < PERIODIC_SHARE * SHORT_MEMORY
             and max(self._levels_db) - min(self._levels_db) < STEADY_RANGE_DB
+            and not self._has_pitch()
         ):
             recent = self._powers_db[:, np.arange(at - SHORT_MEMORY + 1, at + 1)]  # negative indices: the ring's end
             np.maximum(self._powers_db, recent.min(axis=1, keepdims=True), out=self._powers_db)

@@ -262,6 +262,8 @@ class Streamer:
         return due_s
 
     def _note_owed(self) -> None:
+        if not self._last_words and not self._owed.faces:
+            return
         self._owed.note(tuple(told.face for _, _, told in self._last_words if isinstance(told, Forget)))
 
     def gauges(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -103,6 +104,7 @@ class Stage:
                 self._begin(path.stem)
         self._clear_away()
         self._stopping = threading.Event()
+        self._looked_s = float("-inf")
         self._look()
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
@@ -182,13 +184,9 @@ class Stage:
             tell_beat=lambda beat: self._streamer.health.beat(beat, time.monotonic()),
             beat_file=self._settings.beat_file,
         )
-        looked_s = 0.0
         try:
             while not self._stopping.is_set():
                 loop.turn(watchdog=True)
-                if time.monotonic() - looked_s > LOOK_S:
-                    looked_s = time.monotonic()
-                    self._look()
         except Exception:  # noqa: BLE001  # whatever it is, the process ends with it
             self._log.exception("the loop cannot go on; the process ends, to be started again")
             logging.shutdown()
@@ -309,8 +307,14 @@ class Stage:
             raise ValueError("There is no such source of sound. Choose browser, mic, demo or network.")
         return source
 
+    def look(self) -> None:
+        """See that what the sessions look like is at most `LOOK_S` old; it stays older where the loop does not answer."""
+        if time.monotonic() - self._looked_s > LOOK_S and not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                self._streamer.command(self._look)
+
     def _look(self) -> None:
-        now_s = time.monotonic()
+        self._looked_s = now_s = time.monotonic()
         services: dict[str, Service] = {name: self._service(name, now_s) for name in SERVICES}
         with self._lock:
             seen = list(self._faces.values())
@@ -424,6 +428,7 @@ class StageSession:
 
     def status(self) -> Status:
         """The state as it was at most 0.1 s ago."""
+        self._stage.look()
         if self._status is None:
             raise UnknownSessionError(self.name)
         return replace(self._status, recording=self.recordings.current, viewers=self.frames.viewers)
