@@ -308,7 +308,7 @@ class Stage:
         return source
 
     def look(self) -> None:
-        """See that what the sessions look like is at most `LOOK_S` old; it stays older where the loop does not answer."""
+        """See that what the sessions look like is at most `LOOK_S` old; older where the loop does not answer."""
         if time.monotonic() - self._looked_s > LOOK_S and not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 self._streamer.command(self._look)
