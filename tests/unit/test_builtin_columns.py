@@ -55,7 +55,7 @@ def test_windows_that_go_on_say_what_the_whole_network_says(network: ColumnNetwo
 def test_only_new_columns_are_heard(network: ColumnNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     first, *rest = windows(20)
     network.hear(first, "default")
-    monkeypatch.setattr(network, "_early", None)
+    monkeypatch.setattr(network, "_whole", None)
     for window in rest:
         network.hear(window, "default")
 
@@ -80,13 +80,13 @@ def test_sessions_do_not_mix(network: ColumnNetwork, whole: ov.CompiledModel) ->
 def test_after_a_failure_the_next_window_is_heard_whole(
     network: ColumnNetwork, whole: ov.CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(_window: Floats) -> list[Floats]:
+    def fails(*_: object) -> Floats:
         raise RuntimeError("no memory")
 
     first, second, *rest = windows(4)
     assert same(network, whole, first)
     with monkeypatch.context() as broken:
-        broken.setattr(network._few, "run", fails)
+        broken.setattr(network._new, "run", fails)
         with pytest.raises(RuntimeError):
             network.hear(second, "default")
     assert all(same(network, whole, window) for window in rest)
@@ -98,3 +98,24 @@ def test_a_network_without_columns_to_keep_is_run_whole(core: ov.Core) -> None:
     window = sound(COLUMNS)
     said = ColumnNetwork(core, model, CONFIG).hear(window, "default")
     np.testing.assert_allclose(said, window.mean(axis=1)[None], atol=budgets.COLUMNS_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("padding", "spaces", "streams"), [(0, (1, 2, 1), True), (0, (1, 2, 2), False), (1, (1, 2, 1), False)]
+)
+def test_a_network_of_another_build_says_the_same(
+    core: ov.Core, padding: int, spaces: tuple[int, ...], streams: bool
+) -> None:
+    """Layers over time on the mel itself; one that reads over the ends or leaves out the newest column is run whole."""
+    chance = np.random.default_rng(3)
+    mel = ops.parameter(ov.PartialShape([-1, BANDS, COLUMNS]), np.float32)
+    values: ov.Node = mel
+    for stride in spaces:
+        weights = ops.constant(chance.normal(0, 0.06, (BANDS, BANDS, 3)).astype(np.float32))
+        values = ops.relu(ops.convolution(values, weights, [stride], [padding], [padding], [1]))
+    said = ops.gather(values, ops.constant(np.array(-1)), ops.constant(2))
+    model = ov.Model([said], [mel])
+    whole = core.compile_model(model, "CPU", CONFIG)
+    network = ColumnNetwork(core, model.clone(), CONFIG)
+    assert (network._new is not None) == streams
+    assert all(same(network, whole, window) for window in windows(12))
