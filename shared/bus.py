@@ -43,8 +43,9 @@ LINGER_MS: Final = 200
 DONTWAIT: Final = int(zmq.DONTWAIT)
 EVENTS: Final = int(zmq.EVENTS)
 READABLE: Final = int(zmq.POLLIN)
-HEARTBEAT_MS: Final = 300
-HEARTBEAT_TIMEOUT_MS: Final = 900
+HEARTBEAT_MS: Final = {True: 300, False: 1000}
+"""how often it is asked whether the other side is there, on topics that are watched and on others"""
+HEARTBEAT_TIMEOUT_MS: Final = {True: 900, False: 3000}
 RECONNECT_MS: Final = 20
 RECONNECT_MOST_MS: Final = 500
 BIND_PATIENCE_S: Final = 3.0
@@ -230,13 +231,11 @@ class Bus:
             for _ in range(MOST_PER_TURN):
                 if not source.getsockopt(EVENTS) & READABLE:
                     break
+                frames = _taken(source)
                 if row.name in self._senders:
-                    event = self._told(row, source.recv_multipart(flags=DONTWAIT))
-                elif self._door is None or row.binds != self._service:
-                    event = self._delivered(row, source.recv_multipart(flags=DONTWAIT), "")
+                    event = self._told(row, [frame.bytes for frame in frames])
                 else:
-                    parts = source.recv_multipart(flags=DONTWAIT, copy=False)
-                    event = self._delivered(row, [part.bytes for part in parts], _user(parts[0]))
+                    event = self._delivered(row, frames)
                 if event is not None:
                     yield event
         if self._keys is not None:
@@ -257,8 +256,9 @@ class Bus:
         self._keys_of[row.name].discard(parts[1])
         return Unsubscribed(row.name, parts[1])
 
-    def _delivered(self, row: Topic, frames: list[bytes], user: str) -> Event | None:
-        parts = _parts(frames[0])
+    def _delivered(self, row: Topic, frames: list[zmq.Frame]) -> Event | None:
+        user = _user(frames[0]) if self._door is not None and row.binds == self._service else ""
+        parts = _parts(frames[0].bytes)
         if parts is None or parts[0] != row.name:
             self._corrupt(row, "another topic's name")
             return None
@@ -266,7 +266,7 @@ class Bus:
             self._corrupt(row, f"a frame of more than {row.max_bytes} bytes")
             return None
         try:
-            message = unpack(frames[1:], row.messages)
+            message = unpack([frame.buffer for frame in frames[1:]], row.messages)
         except MessageError as error:
             self._corrupt(row, str(error))
             return None
@@ -301,8 +301,8 @@ class Bus:
         socket.setsockopt(zmq.MAXMSGSIZE, CUT_OFF * row.max_bytes)
         socket.setsockopt(zmq.SNDBUF, row.buffer_bytes)
         socket.setsockopt(zmq.RCVBUF, row.buffer_bytes)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS[row.watched])
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS[row.watched])
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
         if ":" in self._host + self._bind:
@@ -438,6 +438,14 @@ def open_bus(service: ServiceName, settings: Settings) -> Bus:
 def host_of(host: str, service: ServiceName) -> str:
     """Give the host of one service: `{service}` in the setting stands for its name, with hyphens."""
     return host.replace("{service}", service.replace("_", "-"))
+
+
+def _taken(source: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    """Take a message that is there, without copying it."""
+    frames = [source.recv(DONTWAIT, copy=False)]
+    while frames[-1].more:
+        frames.append(source.recv(DONTWAIT, copy=False))
+    return frames
 
 
 def _user(frame: zmq.Frame) -> str:

@@ -459,7 +459,7 @@ def pack(message: Message) -> list[bytes | memoryview]:
     return [msgpack.packb(header), *frames]
 
 
-def unpack(frames: Sequence[bytes], allowed: Sequence[type[Message]]) -> Message:
+def unpack(frames: Sequence[bytes | memoryview], allowed: Sequence[type[Message]]) -> Message:
     """Read a message from frames, trusting nothing.
 
     Args:
@@ -514,7 +514,7 @@ def _refuse_misfit(message: Message) -> None:
         raise MessageError(f"{message.KIND}: {problem}")
 
 
-def _array(name: str, frame: bytes, shape: object, spec: ArraySpec) -> npt.NDArray[Any]:
+def _array(name: str, frame: bytes | memoryview, shape: object, spec: ArraySpec) -> npt.NDArray[Any]:
     if not isinstance(shape, list) or not all(type(length) is int for length in shape):
         raise MessageError(f"{name}: shape is not a list of integers")
     dtype = np.dtype(spec.dtype)
@@ -527,6 +527,7 @@ def _array(name: str, frame: bytes, shape: object, spec: ArraySpec) -> npt.NDArr
     if len(frame) != wanted:
         raise MessageError(f"{name}: {len(frame)} bytes, its shape says {wanted}")
     array = np.frombuffer(frame, dtype).reshape(shape)
+    array.flags.writeable = False
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise MessageError(f"{name}: not all numbers are finite")
     return array

@@ -64,6 +64,9 @@ class Topic:
     """kernel socket buffers"""
     keyed: bool
     """whether a key follows the name"""
+    watched: bool
+    """whether it is to be noticed within a second or so that the other side stands still; else within a few: a
+    process that ends is noticed at once, and each question whether the other side is there wakes both"""
     when_slow: str
     """what happens when the receiver is slow, for docs/protocol.md"""
 
@@ -81,6 +84,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=64 * KiB,
         buffer_bytes=256 * KiB,
         keyed=False,
+        watched=False,
         when_slow="20 s wait, mostly 40; what is lost then shows as a jump of first_sample and is treated as a Gap",
     ),
     Topic(
@@ -95,6 +99,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=128 * KiB,
         buffer_bytes=128 * KiB,
         keyed=True,
+        watched=True,
         when_slow="no credit, no send; a window that is too late is dropped and counted",
     ),
     Topic(
@@ -109,6 +114,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=64 * KiB,
         buffer_bytes=64 * KiB,
         keyed=False,
+        watched=True,
         when_slow="each message holds the whole account, so a lost one is made good by the next",
     ),
     Topic(
@@ -123,6 +129,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=52 * MiB,
         buffer_bytes=512 * KiB,
         keyed=True,
+        watched=False,
         when_slow="a subscription to face.<id> is answered with the face, also for a late joiner",
     ),
     Topic(
@@ -137,6 +144,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=16 * MiB,
         buffer_bytes=512 * KiB,
         keyed=False,
+        watched=True,
         when_slow="the newest wins; frames older than the picture shown are dropped and counted",
     ),
     Topic(
@@ -151,6 +159,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=64 * KiB,
         buffer_bytes=64 * KiB,
         keyed=False,
+        watched=False,
         when_slow="the whole state is told again each second",
     ),
     Topic(
@@ -165,6 +174,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=11 * MiB,
         buffer_bytes=512 * KiB,
         keyed=True,
+        watched=False,
         when_slow="a photo is told again until its face is there; lost PCM is a Gap",
     ),
     Topic(
@@ -179,6 +189,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         max_bytes=64 * KiB,
         buffer_bytes=64 * KiB,
         keyed=False,
+        watched=False,
         when_slow="the newest wins",
     ),
 )
