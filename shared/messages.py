@@ -467,7 +467,7 @@ def unpack(frames: Sequence[bytes | memoryview], allowed: Sequence[type[Message]
         allowed: the classes that may come here.
 
     Returns:
-        the message; its arrays are read-only views of the frames.
+        the message; its arrays are read-only, and views of the frames where those lie well for their type.
 
     Raises:
         MessageError: the frames are no message of one of these classes.
@@ -527,6 +527,8 @@ def _array(name: str, frame: bytes | memoryview, shape: object, spec: ArraySpec)
     if len(frame) != wanted:
         raise MessageError(f"{name}: {len(frame)} bytes, its shape says {wanted}")
     array = np.frombuffer(frame, dtype).reshape(shape)
+    if not array.flags.aligned:  # ZeroMQ puts a message anywhere, and NumPy is slow with such numbers
+        array = array.copy()
     array.flags.writeable = False
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise MessageError(f"{name}: not all numbers are finite")

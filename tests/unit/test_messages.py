@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from shared.messages import KINDS, VERSION, Message, MessageError, pack, unpack
+from shared.messages import KINDS, VERSION, Message, MessageError, Work, pack, unpack
 from shared.topics import SERVICES, TOPICS
 from tests.budgets import FUZZ_EXAMPLES
 from tests.examples import EXAMPLES
@@ -218,3 +218,17 @@ def test_mutated_messages_never_crash(kind: str, at: int, value: int, which: int
         unpack(frames, ALL)
     except MessageError:
         return
+
+
+def test_numbers_that_lie_askew_are_laid_straight():
+    """ZeroMQ puts a message anywhere."""
+    example = EXAMPLES["work"]
+    assert isinstance(example, Work)
+    header, mel = frames_of(example)
+    for shift in range(8):
+        askew = memoryview(bytearray(b"?" * shift + mel))[shift:]
+        read = unpack([header, askew], [type(example)])
+        assert isinstance(read, Work)
+        assert read.mel.flags.aligned
+        assert not read.mel.flags.writeable
+        assert np.array_equal(read.mel, example.mel)
