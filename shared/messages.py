@@ -47,6 +47,8 @@ __all__ = [
 ]
 
 VERSION: Final = 2
+SMALL_BYTES: Final = 8192
+"""an array below is copied out of the message that it came in"""
 FORGOTTEN: Final = "forgotten"
 """key under which face_prep repeats each `Forget` that it has obeyed"""
 HEADER_MAX_BYTES: Final = 64 * 1024
@@ -467,7 +469,7 @@ def unpack(frames: Sequence[bytes | memoryview], allowed: Sequence[type[Message]
         allowed: the classes that may come here.
 
     Returns:
-        the message; its arrays are read-only, and views of the frames where those lie well for their type.
+        the message; its arrays are read-only, and large ones views of the frames where those lie well for their type.
 
     Raises:
         MessageError: the frames are no message of one of these classes.
@@ -527,7 +529,8 @@ def _array(name: str, frame: bytes | memoryview, shape: object, spec: ArraySpec)
     if len(frame) != wanted:
         raise MessageError(f"{name}: {len(frame)} bytes, its shape says {wanted}")
     array = np.frombuffer(frame, dtype).reshape(shape)
-    if not array.flags.aligned:  # ZeroMQ puts a message anywhere, and NumPy is slow with such numbers
+    # ZeroMQ puts a message anywhere, which NumPy is slow with, and a small one into a buffer with others.
+    if not array.flags.aligned or array.nbytes < SMALL_BYTES:
         array = array.copy()
     array.flags.writeable = False
     if dtype.kind == "f" and not np.isfinite(array).all():

@@ -672,6 +672,8 @@ RECORDED_LAG_S: Final = 0.12
 # ---- sessions in the running loop (tests/unit/test_stage.py)
 STAGE_WAIT_S: Final = 10.0
 """longest wait for a thread"""
+STATUS_CROWD: Final = 16
+"""who ask for the status at the same time"""
 
 # ---- the line to a viewer
 LINE_FRAME_BYTES: Final = 8_000

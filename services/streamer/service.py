@@ -118,16 +118,16 @@ class Streamer:
             case _:
                 pass
 
-    def command(self, do: Callable[[], Any]) -> Any:
+    def command(self, do: Callable[[], Any], patience_s: float = 2.0) -> Any:
         """Run something in the loop's thread and wait for its result; for the threads of the web part.
 
         Raises:
-            TimeoutError: the loop did not answer within 2 s.
+            TimeoutError: the loop did not answer in time; it may do it later.
         """
         future: Future[Any] = Future()
         self._commands.put((do, future))
         self.wake()
-        return future.result(timeout=2.0)
+        return future.result(timeout=patience_s)
 
     def wake(self) -> None:
         """Have the loop look what is to be done; from any thread."""

@@ -204,9 +204,9 @@ class Session:
     def _show_photo(self, face: str, photo: npt.NDArray[np.uint8]) -> None:
         if face != self._shown_face:
             self.playout.forget()
+            self._wholes.clear()
         self._shown_face, self._photo = face, photo
         self._moving = self._rest = self._under = None
-        self._wholes.clear()
         self._renew(None, max(0, int(self._place(time.monotonic()))))
 
     # ---- what is asked of it

@@ -55,6 +55,8 @@ LEAVING_S: Final = 6.0
 """how long a new session waits until the recordings of the last one of its name are deleted"""
 LOOK_S: Final = 0.1
 """how old a status may be"""
+LOOK_WAIT_S: Final = 0.5
+"""how long the loop is waited for with a fresh one"""
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 LABELS: Final = {
     "browser": "My microphone",
@@ -309,17 +311,23 @@ class Stage:
 
     def look(self) -> None:
         """See that what the sessions look like is at most `LOOK_S` old; older where the loop does not answer."""
+
+        def fresh() -> None:
+            if time.monotonic() - self._looked_s > LOOK_S:  # many may have asked
+                self._look()
+
         if time.monotonic() - self._looked_s > LOOK_S and not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
-                self._streamer.command(self._look)
+                self._streamer.command(fresh, LOOK_WAIT_S)
 
     def _look(self) -> None:
-        self._looked_s = now_s = time.monotonic()
+        now_s = time.monotonic()
         services: dict[str, Service] = {name: self._service(name, now_s) for name in SERVICES}
         with self._lock:
             seen = list(self._faces.values())
         for session in seen:
             session.look(services, now_s)
+        self._looked_s = now_s
 
     def _service(self, name: str, now_s: float) -> Service:
         pulses = self._streamer.health.of(name)
