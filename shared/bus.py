@@ -43,9 +43,11 @@ LINGER_MS: Final = 200
 DONTWAIT: Final = int(zmq.DONTWAIT)
 EVENTS: Final = int(zmq.EVENTS)
 READABLE: Final = int(zmq.POLLIN)
-HEARTBEAT_MS: Final = {True: 300, False: 1000}
-"""how often it is asked whether the other side is there, on topics that are watched and on others"""
-HEARTBEAT_TIMEOUT_MS: Final = {True: 900, False: 3000}
+WATCHED_MS: Final = 300
+UNWATCHED_MS: Final = 1000
+"""how often it is asked whether the other side is there, by `Topic.watched`"""
+UNANSWERED: Final = 3
+"""times after which it is not"""
 RECONNECT_MS: Final = 20
 RECONNECT_MOST_MS: Final = 500
 BIND_PATIENCE_S: Final = 3.0
@@ -301,8 +303,9 @@ class Bus:
         socket.setsockopt(zmq.MAXMSGSIZE, CUT_OFF * row.max_bytes)
         socket.setsockopt(zmq.SNDBUF, row.buffer_bytes)
         socket.setsockopt(zmq.RCVBUF, row.buffer_bytes)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS[row.watched])
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS[row.watched])
+        every_ms = WATCHED_MS if row.watched else UNWATCHED_MS
+        socket.setsockopt(zmq.HEARTBEAT_IVL, every_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, UNANSWERED * every_ms)
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MOST_MS)
         if ":" in self._host + self._bind:

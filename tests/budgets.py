@@ -674,6 +674,9 @@ STAGE_WAIT_S: Final = 10.0
 """longest wait for a thread"""
 STATUS_CROWD: Final = 16
 """who ask for the status at the same time"""
+STATUS_LOOKS: Final = 4
+"""most times that it is gathered for them: once for each tenth of a second that they take"""
+STATUS_PATIENCE_S: Final = 0.05
 
 # ---- the line to a viewer
 LINE_FRAME_BYTES: Final = 8_000

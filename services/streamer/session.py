@@ -153,26 +153,30 @@ class Session:
     def take(self, patch: Patch) -> None:
         """Take a frame's moving part."""
         state = self.book.state
-        moving = Moving(patch)
-        if patch.rest and patch.face == self._shown_face and patch.on < 0:
-            self._rest = moving  # the mouth at rest is the same in every epoch
+        if patch.rest and patch.on < 0 and patch.face == self._shown_face:
+            self._rest = Moving(patch)  # the mouth at rest is the same in every epoch
         if patch.epoch != state.epoch or not state.running:
             self._tally.count("patch_epoch")
         elif patch.face != self._shown_face:
             self._tally.count("patch_face")
         elif patch.frame or not patch.rest:  # the rest that a worker tells when it comes belongs to no moment
-            if patch.on < 0:
-                self._wholes.pop(patch.worker, None)
-                self._wholes[patch.worker] = patch
-                if len(self._wholes) > MOST_WORKERS:
-                    del self._wholes[next(iter(self._wholes))]
+            moving = self._based(patch)
+            if moving is None:
+                self._tally.count("patch_base")  # the streamer has begun anew, or the line lost it
             else:
-                under = self._wholes.get(patch.worker)
-                if under is None or (under.epoch, under.face, under.frame) != (patch.epoch, patch.face, patch.on):
-                    self._tally.count("patch_base")  # the streamer has begun anew, or the line lost it
-                    return
-                moving = Moving(patch, under)
-            self._queue(moving, time.monotonic())
+                self._queue(moving, time.monotonic())
+
+    def _based(self, patch: Patch) -> Moving | None:
+        """A patch with the one on which it is laid; None where that is not here."""
+        if patch.on >= 0:
+            under = self._wholes.get(patch.worker)
+            fits = under is not None and (under.epoch, under.face, under.frame) == (patch.epoch, patch.face, patch.on)
+            return Moving(patch, under) if fits else None
+        self._wholes.pop(patch.worker, None)
+        self._wholes[patch.worker] = patch
+        if len(self._wholes) > MOST_WORKERS:
+            del self._wholes[next(iter(self._wholes))]
+        return Moving(patch)
 
     def _queue(self, moving: Moving, now_s: float) -> None:
         patch, late = moving.patch, self.playout.counters["late"]

@@ -133,24 +133,28 @@ def test_opening_is_as_wide_as_told(engine: BuiltinEngine, drawn: Face):
 
 def test_upper_teeth_do_not_move_with_the_mouth(engine: BuiltinEngine, smiling: Face):
     interior = engine.prepare(smiling).interior
-    assert interior.skull_share.max() > 0.9  # her own teeth
-    height, width = interior.skull_share.shape
+    assert interior.skull[..., 3].max() > 0.9  # her own teeth
+    height, width = interior.skull[..., 3].shape
     part = (0, 0, width, height)
     rim = np.zeros((height, width), np.float32)
     near = interior.shown(np.array([0, 5], np.float32), rim, part)
     far = interior.shown(np.array([0, 30], np.float32), rim, part)
-    teeth = interior.skull_share > 0.999
+    teeth = interior.skull[..., 3] > 0.999
     assert np.abs(near - far)[:, teeth].max() < budgets.BUILTIN_STILL_TEETH
     assert (near != far).any()  # while the jaw goes
+    carried = interior.shown(np.array([0, 5], np.float32), rim, part, head_shift=np.array([3, 2], np.float32))
+    still = teeth[:-2, :-3] & teeth[2:, 3:]
+    assert np.abs(carried[:, 2:, 3:] - near[:, :-2, :-3])[:, still].max() < budgets.BUILTIN_STILL_TEETH
+    assert np.abs(carried - near)[:, teeth].max() > 10 * budgets.BUILTIN_STILL_TEETH, "they go with the head"
 
 
 def test_painted_teeth_keep_their_light_and_place(engine: BuiltinEngine, drawn: Face):
     interior = engine.prepare(drawn).interior
-    teeth = interior.skull_share > 0.99
+    teeth = interior.skull[..., 3] > 0.99
     assert teeth.any()
-    blue, green, red = np.median(interior.skull[:, teeth], axis=1)
+    blue, green, red = np.median(interior.skull[teeth, :3], axis=0)
     assert red > green > blue  # ivory, not grey
-    luma = LUMA @ interior.skull[:, teeth]
+    luma = interior.skull[teeth, :3] @ LUMA
     skin = drawn.photo[300, 200] @ LUMA
     assert 0.6 * skin < np.median(luma) < 1.4 * skin
 
@@ -346,14 +350,14 @@ def test_teeth_that_a_photo_hides_are_painted_beside_those_that_it_shows(engine:
     landmarks[list(warp.LOWER_LINE), :2] = lower
     inner = engine.prepare(msgspec.structs.replace(drawn, photo=photo, landmarks=landmarks)).interior
     row = top + 4 - (inner.y + drawn.mask_y)
-    assert inner.skull_share[row, left + 14 - (inner.x + drawn.mask_x)] > 0.9
-    assert LUMA @ inner.skull[:, row, left + 14 - (inner.x + drawn.mask_x)] > 190
-    covered = np.flatnonzero(inner.skull_share[row] > 0.9)
+    assert inner.skull[row, left + 14 - (inner.x + drawn.mask_x), 3] > 0.9
+    assert inner.skull[row, left + 14 - (inner.x + drawn.mask_x), :3] @ LUMA > 190
+    covered = np.flatnonzero(inner.skull[row, :, 3] > 0.9)
     assert (np.diff(covered) == 1).all()
     assert np.ptp(inner.sideways[row, covered]) > budgets.BUILTIN_TEETH_WIDTH
     # Nor do they hang below those that are seen.
     below = top + 13 - (inner.y + drawn.mask_y)
-    assert inner.skull_share[below].max() < 0.5
+    assert inner.skull[below, :, 3].max() < 0.5
 
 
 def recoloured(face: Face, factors: tuple[float, float, float]) -> Face:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from services.streamer import stage as stage_module
 from services.streamer.mjpeg import FrameHub
 from services.streamer.recordings import Recordings
 from services.streamer.sound import SoundHub
-from services.streamer.stage import LOOK_S, Stage
+from services.streamer.stage import Stage
 from shared.settings import Settings
-from tests.budgets import STAGE_WAIT_S, STATUS_CROWD
+from tests.budgets import STAGE_WAIT_S, STATUS_CROWD, STATUS_LOOKS, STATUS_PATIENCE_S
 from tests.rig.stack import free_ports, until
 
 MOVIE = "20260101-120000-abcd.mp4"
@@ -117,21 +116,28 @@ def test_a_status_is_fresh_and_gathered_once_for_all_who_ask(tmp_path: Path, mon
         looks: list[None] = []
         look = stage._look
         monkeypatch.setattr(stage, "_look", lambda: looks.append(look()))
-        time.sleep(2 * LOOK_S)
+        monkeypatch.setattr(stage, "_looked_s", float("-inf"))
         with ThreadPoolExecutor(STATUS_CROWD) as crowd:
             told = list(crowd.map(lambda _: stage.session().status(), range(STATUS_CROWD)))
         assert {(status.running, status.epoch) for status in told} == {(not before.running, session.book.state.epoch)}
-        assert 1 <= len(looks) <= STATUS_CROWD // 4
+        assert 1 <= len(looks) <= STATUS_LOOKS
 
 
 def test_a_loop_that_hangs_keeps_nobody_who_asks_for_the_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with staged(tmp_path) as stage:
         before = stage.session().status()
-        monkeypatch.setattr(stage_module, "LOOK_WAIT_S", 0.05)
-        hangs = threading.Event()
+        monkeypatch.setattr(stage_module, "LOOK_WAIT_S", STATUS_PATIENCE_S)
+        begun, ends = threading.Event(), threading.Event()
+
+        def hang() -> bool:
+            begun.set()
+            return ends.wait(STAGE_WAIT_S)
+
         with ThreadPoolExecutor(1) as other:
-            held = other.submit(stage.streamer.command, lambda: hangs.wait(STAGE_WAIT_S), STAGE_WAIT_S)
-            time.sleep(2 * LOOK_S)
-            assert stage.session().status() == before, "the last one that is known"
-            hangs.set()
-            assert held.result(STAGE_WAIT_S)
+            held = other.submit(stage.streamer.command, hang, STAGE_WAIT_S)
+            assert begun.wait(STAGE_WAIT_S)
+            monkeypatch.setattr(stage, "_looked_s", float("-inf"))
+            told = stage.session().status()
+            ends.set()
+            assert held.result(STAGE_WAIT_S), "it hung until the end"
+        assert told == before, "the last one that is known"

@@ -27,7 +27,7 @@ from services.inference.builtin.pictures import (
     shifted,
 )
 
-__all__ = ["LEAST_BLUR", "Interior", "Light", "light_of", "paint"]
+__all__ = ["LEAST_BLUR", "NOWHERE", "Interior", "Light", "light_of", "paint"]
 
 RIGHT_EYE: Final = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
 LEFT_EYE: Final = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
@@ -52,6 +52,9 @@ LEAST_BLUR: Final = 0.3
 """Blur that is not worth the work, px."""
 SHARP_PX: Final = 0.75
 """Blur of the edges of a sharp photo."""
+
+
+NOWHERE: Final[Floats] = np.zeros(2, np.float32)
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,7 @@ class Interior:
     cavity: Floats
     """depth of the mouth, blue, green and red, (3, h, w)"""
     skull: Floats
-    """upper teeth, the same"""
-    skull_share: Floats
-    """how much of them covers what is behind, (h, w), 0..1"""
-    skull_parts: Floats
-    """both in one, BGR times how much of them covers what is behind, and that, (h, w, 4)"""
+    """upper teeth, BGR times how much of them covers what is behind, and that, (h, w, 4)"""
     jaw: Floats
     """tongue and lower teeth with the mouth closed, BGR times how much of them covers the depth, and that, (h, w, 4)"""
     sideways: Floats
@@ -115,7 +114,7 @@ class Interior:
         rim: Floats,
         part: tuple[int, int, int, int],
         teeth: float = 1.0,
-        head_shift: Floats | None = None,
+        head_shift: Floats = NOWHERE,
     ) -> Floats:
         """Lay the layers over each other.
 
@@ -124,24 +123,20 @@ class Interior:
             rim: how much of each pixel is the wet inside of a lip, (height, width), 0..1.
             part: left, top, width, height of what is wanted of the box.
             teeth: how much of the upper teeth is seen, 0..1; less where the lips are pushed forward.
-            head_shift: how far the head has carried it all, px, (2,); None: it is where it is on the photo.
+            head_shift: how far the head has carried it all, px, (2,).
 
         Returns:
             blue, green and red, (3, height, width), before the shadow of the lips.
         """
         left, top, width, height = part
-        if head_shift is not None:
-            jaw_shift = jaw_shift + head_shift
-        moved, size = (float(jaw_shift[0]) - left, float(jaw_shift[1]) - top), (width, height)
-        *colours, share = cv2.split(shifted(self.jaw, *moved, size, extend=True))
-        view = (slice(None), slice(top, top + height), slice(left, left + width))
-        shown = np.stack(colours) + self.cavity[view] * (1 - share)
+        size = (width, height)
+        (x, y), (jaw_x, jaw_y) = (
+            (float(shift[0]) - left, float(shift[1]) - top) for shift in (head_shift, head_shift + jaw_shift)
+        )
+        *colours, share = cv2.split(shifted(self.jaw, jaw_x, jaw_y, size, extend=True))
+        shown = np.stack(colours) + self.cavity[:, top : top + height, left : left + width] * (1 - share)
         shown += (self.inner_lip[:, None, None] - shown) * rim
-        if head_shift is None:
-            shown += (self.skull[view] - shown) * (self.skull_share[view[1:]] * np.float32(teeth))
-            return floats(shown)
-        carried = (float(head_shift[0]) - left, float(head_shift[1]) - top)
-        *colours, share = cv2.split(shifted(self.skull_parts, *carried, size, extend=True, sharp=True))
+        *colours, share = cv2.split(shifted(self.skull, x, y, size, extend=True, sharp=True))
         shown += np.float32(teeth) * (np.stack(colours) - shown * share)
         return floats(np.maximum(shown, 0))
 
@@ -346,9 +341,7 @@ def paint(
         x=left,
         y=top,
         cavity=planes_of(np.clip(cavity * side, 0, 255)),
-        skull=planes_of(skull),
-        skull_share=np.ascontiguousarray(share),
-        skull_parts=floats(cv2.merge([*(skull.transpose(2, 0, 1) * share), share])),
+        skull=floats(cv2.merge([*(skull.transpose(2, 0, 1) * share), share])),
         jaw=floats(cv2.merge([*(np.clip(jaw * side, 0, 255).transpose(2, 0, 1) * jaw_share), jaw_share])),
         sideways=np.ascontiguousarray(sideways, np.float32),
         middle=middle,

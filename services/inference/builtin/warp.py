@@ -389,7 +389,7 @@ def render(warp: FaceWarp, coefficients: Floats, way: Floats | None = None) -> P
     # Lips cannot pass through each other.
     crossed = np.minimum((lower_line - upper_line) @ warp.down, 0)[:, None] * warp.down
     upper_line, lower_line = floats(upper_line + crossed / 2), floats(lower_line - crossed / 2)
-    nodes, shift = warp.nodes, None
+    nodes, shift = warp.nodes, mouth.NOWHERE
     if way is not None:
         lines = np.concatenate([upper_line, lower_line])
         gone = _sample(way, lines, warp.cell)
@@ -480,7 +480,7 @@ def _bounds(points: Floats, room: float, shape: tuple[int, ...]) -> tuple[npt.ND
 
 
 def _lay_interior(
-    picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_line: Floats, amounts: Floats, shift: Floats | None
+    picture: Pixels, warp: FaceWarp, upper_line: Floats, lower_line: Floats, amounts: Floats, shift: Floats
 ) -> None:
     """Lay the inside of the mouth, and the line in which closed lips touch, on the picture of a head that was carried
     by `shift`."""
@@ -518,7 +518,7 @@ def _lay_opening(
     lines: tuple[Floats, Floats],
     amounts: Floats,
     low: npt.NDArray[np.intp],
-    head_shift: Floats | None,
+    head_shift: Floats,
 ) -> None:
     """Lay what lies between the lips on a part of the picture whose left and top edge is `low`."""
     inner, unit = warp.interior, warp.unit
