@@ -99,5 +99,9 @@ def _place(path: Path) -> int:
 
 
 def logs_in(folder: Path) -> list[Path]:
-    """The logs of a folder, without those that were turned over."""
-    return sorted(folder.glob("*.log"))
+    """The logs of a folder, without those that were turned over, in the order in which to read them.
+
+    They are written on meanwhile. The streamer's, where a frame ends, is first: what passed there was told by every
+    other service earlier, and is found in the logs that are read after it.
+    """
+    return sorted(folder.glob("*.log"), key=lambda path: (not path.name.startswith("streamer"), path.name))

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from scripts._logs.files import logs_in
 from tests.budgets import LOGS_DEADLINE_S, TRACE_ROUNDING_MS, TRACE_STAGES
 from tests.rig.stack import ROOT
 
@@ -160,6 +161,18 @@ def test_the_newest_time_line_counts_unless_another_is_named(tmp_path: Path):
     assert "epoch 8, frame 4" in trace("default", "last", *where).stdout
     together = "".join(f"x-1  | {line}\n" for path in tmp_path.iterdir() for line in path.read_text().splitlines())
     assert "epoch 8, frame 4" in trace("default", "last", "--logs", "-", given=together).stdout
+
+
+def test_the_last_is_a_frame_that_was_shown_not_a_picture_sent_in_its_place(tmp_path: Path):
+    write(tmp_path, frame=3)
+    write(tmp_path, frame=4, leave=("taken", "rendered", "arrived", "shown"))
+    write(tmp_path, frame=5, leave=("encoded", "sent"))
+    assert "epoch 7, frame 3" in trace("default", "last", "--logs", str(tmp_path)).stdout
+
+
+def test_the_log_where_a_frame_ends_is_read_before_those_of_its_way(tmp_path: Path):
+    write(tmp_path)
+    assert [path.stem for path in logs_in(tmp_path)] == ["streamer", "audio_capture", "inference", "mel_features"]
 
 
 def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path):
