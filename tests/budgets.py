@@ -480,6 +480,10 @@ COMPOSE_IMAGE_MB: Final = {
 }
 """most size of an image, 10^6 bytes"""
 
+# Scripts called with another Python (tests/unit/test_own_python.py)
+SCRIPT_DEADLINE_S: Final = 60.0
+"""until one has told how it is used, on a machine that does other things as well"""
+
 # Beats, logs, traces (tests/unit/test_service_loop.py, test_logs.py, test_trace.py, tests/process/test_supervisor.py)
 LOOP_BEATS: Final = 300
 """written while a reader looks"""
