@@ -29,9 +29,15 @@ from services.face_prep.face import FaceMaker
 from services.inference.builtin.engine import BuiltinEngine
 from services.inference.engine import Drive
 from services.inference.wav2lip.files import FACE, GENERATOR, GENERATOR_INT8, PLAIN
-from services.inference.wav2lip.network import BATCHES, FacePart, Precision, Wav2LipNetwork, precisions_of
+from services.inference.wav2lip.network import (
+    BATCHES,
+    FacePart,
+    Precision,
+    Wav2LipNetwork,
+    fewer_products,
+    precisions_of,
+)
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW
-from services.inference.wav2lip.winograd import with_fewer_products
 from services.mel_features.mel import whole_file
 from services.mel_features.windows import Windows
 
@@ -144,7 +150,7 @@ def field(subject: Subject, threads: int) -> list[Entrant]:
     fewer = None
     with contextlib.suppress(*FAILURES):  # told where it is timed
         if network("f32").fewer_products:
-            fewer = with_fewer_products(core.read_model(subject.folder / GENERATOR))
+            fewer = fewer_products(core.read_model(subject.folder / GENERATOR))
     frames = {"f32": generator if fewer is None else macs(fewer), "bf16": generator, "f16": generator, "int8": eight}
     entrants = [
         _entrant(PYTORCH, "f32", plain, lambda: _PyTorch(subject.module, channels_last=False)),

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset12 as ops
 
 from scripts._benchmark.peak import macs
 from services.inference.wav2lip import files
+from services.inference.wav2lip.arrange import as_matrices, beside_each_other
 from services.inference.wav2lip.network import Wav2LipNetwork, _FixedBatches
 from services.inference.wav2lip.split import AUDIO, FACES, SKIPS, SplitError, split
 from services.inference.wav2lip.winograd import with_fewer_products
@@ -62,14 +64,15 @@ def test_both_parts_draw_what_the_plain_network_draws(
     assert np.abs(one_face[1] - wanted[1]).max() > budgets.WAV2LIP_PICTURE_STD, "another face"
 
 
-def test_fewer_products_draw_the_same(plain: ov.Model) -> None:
+@pytest.mark.parametrize("least_channels", [64, 128])
+def test_fewer_products_draw_the_same(plain: ov.Model, least_channels: int) -> None:
     faces, mels = inputs(7)
     both = split(plain)
     before = [node.get_friendly_name() for node in both.generator.get_ordered_ops()]
-    fewer = with_fewer_products(both.generator)
+    fewer = with_fewer_products(both.generator, least_channels)
     assert fewer is not None
     assert [node.get_friendly_name() for node in both.generator.get_ordered_ops()] == before
-    assert macs(fewer) < budgets.WAV2LIP_FEWER_PRODUCTS * macs(both.generator)
+    assert macs(fewer) < budgets.WAV2LIP_FEWER_PRODUCTS[least_channels] * macs(both.generator)
     shares = compiled(both.face)({FACES: faces})
     wanted = compiled(plain)({FACES: faces, AUDIO: mels})[0][:, :, 48:]
     got = compiled(fewer)({AUDIO: mels, **{name: shares[name] for name in SKIPS}})[0]
@@ -84,6 +87,75 @@ def test_fewer_products_draw_the_same(plain: ov.Model) -> None:
     np.testing.assert_allclose(together, wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
 
 
+@pytest.mark.parametrize("rows", [8, 9, 10, 11, 13])
+def test_rows_that_no_number_divides_come_out_the_same(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    read = ops.parameter([-1, 64, rows, 7], np.float32)
+    values: Any = read
+    for above, side, out in ((1, 3, 64), (0, 3, 64), (1, 3, 96), (0, 1, 32)):
+        into = int(values.output(0).get_partial_shape()[1].get_length())
+        weights = rng.normal(0, 1 / np.sqrt(into * side**2), (out, into, side, side)).astype(np.float32)
+        begin, end = ((above, 1), (1, 1)) if side == 3 else ((0, 0), (0, 0))
+        made = ops.convolution(values, ops.constant(weights), (1, 1), begin, end, (1, 1))
+        bias = ops.constant(rng.normal(0.5, 1, (1, out, 1, 1)).astype(np.float32))
+        values = ops.relu(ops.add(made, bias))
+    directly = ov.Model([ops.result(values)], [read], "rows")
+    fewer = with_fewer_products(directly)
+    assert fewer is not None
+    assert macs(fewer) < 0.7 * macs(directly)
+    given = rng.normal(size=(2, 64, rows, 7)).astype(np.float32)
+    wanted = compiled(directly)(given)[0]
+    assert wanted.shape == (2, 32, rows - 1, 7)
+    assert wanted.std() > 0.1
+    np.testing.assert_allclose(compiled(fewer)(given)[0], wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
+
+
+@pytest.mark.parametrize("faces_each", [False, True])
+def test_a_batch_that_lies_beside_each_other_is_drawn_the_same(plain: ov.Model, faces_each: bool) -> None:
+    count = 3
+    faces, mels = inputs(count)
+    faces = faces if faces_each else faces[:1]
+    both = split(plain)
+    shares = compiled(both.face)({FACES: faces})
+    given = {AUDIO: mels, **{name: shares[name] for name in SKIPS}}
+    wanted = compiled(both.generator)(given)[0]
+    network = as_matrices(both.generator)
+    assert [node.get_type_name() for node in network.get_ordered_ops()].count("MatMul") == 4
+    shapes = {name: [len(value), *value.shape[1:]] for name, value in given.items()}
+    network.reshape(shapes)
+    arranged = beside_each_other(network)
+    read = [first_shape(node) for node in convolutions(arranged)]
+    # of levels 0 to 2, which are 3, 6 and 5 rows high
+    assert [shape[0] for shape in read if shape[1] == 512] == [1] * 5
+    assert sum(shape[0] == 1 for shape in read) == 5
+    assert sum(shape[0] == 1 for shape in map(first_shape, convolutions(network))) == 0
+    np.testing.assert_allclose(compiled(arranged)(given)[0], wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
+
+
+def test_a_picture_alone_has_nothing_beside_it(plain: ov.Model) -> None:
+    network = split(plain).generator
+    network.reshape({name: [1, *shape] for name, shape in shapes_of(network).items()})
+    kinds = [node.get_type_name() for node in network.get_ordered_ops()]
+    assert [node.get_type_name() for node in beside_each_other(network).get_ordered_ops()] == kinds
+
+
+def convolutions(network: ov.Model) -> list[Any]:
+    kinds = ("Convolution", "ConvolutionBackpropData")
+    return [node for node in network.get_ordered_ops() if node.get_type_name() in kinds]
+
+
+def first_shape(node: Any) -> list[int]:
+    return list(node.input_value(0).get_partial_shape().to_shape())
+
+
+def shapes_of(network: ov.Model) -> dict[str, list[int]]:
+    """Of the inputs, without the batch."""
+    return {
+        port.get_any_name(): [int(size.get_length()) for size in list(port.get_partial_shape())[1:]]
+        for port in network.inputs
+    }
+
+
 def test_a_generator_without_such_convolutions_stays(plain: ov.Model) -> None:
     assert with_fewer_products(split(plain).face) is None
 
@@ -92,7 +164,8 @@ def test_a_generator_without_such_convolutions_stays(plain: ov.Model) -> None:
 def test_the_faster_way_in_32_bits_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
     calls: list[Any] = []
 
-    def timed(_self: Wav2LipNetwork, request: Any) -> float:
+    def timed(_self: Wav2LipNetwork, request: Any, batch: int) -> float:
+        assert batch == 2
         calls.append(request)
         return float((len(calls) == 2) is not faster)  # the rewritten one comes second
 

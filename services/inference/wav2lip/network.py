@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from services.inference.wav2lip.arrange import as_matrices, beside_each_other
 from services.inference.wav2lip.files import (
     FACE,
     GENERATOR,
@@ -20,7 +21,7 @@ from services.inference.wav2lip.files import (
     read_manifest,
 )
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW, SKIPS, SplitError, split
-from services.inference.wav2lip.winograd import with_fewer_products
+from services.inference.wav2lip.winograd import LEAST_CHANNELS, with_fewer_products
 
 __all__ = [
     "BATCHES",
@@ -33,6 +34,7 @@ __all__ = [
     "FacePart",
     "Precision",
     "Wav2LipNetwork",
+    "fewer_products",
     "hints_for_bytes",
     "masked",
     "multiplies_bytes",
@@ -80,7 +82,7 @@ class FacePart:
     crop: Pixels
     """the face, BGR, (96, 96, 3)"""
     skips: tuple[Float32, ...]
-    """the face's share of each level of the decoder, (1, c, h, w); empty for a network that could not be split"""
+    """the face's share of each level of the decoder, (1, h, w, c); empty for a network that could not be split"""
 
 
 class _FixedBatches:
@@ -118,6 +120,8 @@ class _FixedBatches:
             for port, shape in shapes.items():
                 shape[0] = size if AUDIO in port.get_names() else faces
             network.reshape(shapes)
+            if size > 1:
+                network = beside_each_other(network)
             self._requests[size, faces] = self._compile(network).create_infer_request()
             if self._batches == [1]:
                 self._generator = None  # its weights are no longer needed
@@ -254,7 +258,7 @@ class Wav2LipNetwork:
                 self._why_whole = str(error)
                 return None, None
             face, generator = both.face, both.generator
-        return self._compile(face, "f32").create_infer_request(), generator
+        return self._compile(_channels_last(face, SKIPS), "f32").create_infer_request(), generator
 
     def _choose(self, generator: Any, wanted: str) -> tuple[Any, Precision, str]:
         """Compile what draws each frame, in the precision that is wanted or the fastest one that is good enough."""
@@ -321,11 +325,12 @@ class Wav2LipNetwork:
     def _in_float32(self, generator: Any) -> Any:
         """The generator as it is, or with fewer products, whichever is faster here."""
         directly = self._drawer(generator, "f32")
-        fewer = with_fewer_products(generator) if self._device == "CPU" else None
+        fewer = fewer_products(generator) if self._device == "CPU" else None
         if fewer is None:
             return directly
         drawer = self._drawer(fewer, "f32")
-        times = self._time_ms(directly), self._time_ms(drawer)
+        most = max(self._batches)
+        times = self._time_ms(directly, most), self._time_ms(drawer, most)
         if times[1] > times[0]:
             return directly
         self.fewer_products = True
@@ -333,6 +338,7 @@ class Wav2LipNetwork:
 
     def _drawer(self, generator: Any, precision: Precision, hints: Mapping[str, str] | None = None) -> Any:
         """A generator, ready to run; on the processor for each batch on its own."""
+        generator = _channels_last(as_matrices(generator), SKIPS)
         if self._device != "CPU":
             return self._compile(generator, precision, hints).create_infer_request()
         return _FixedBatches(generator, self._batches, lambda network: self._compile(network, precision, hints))
@@ -340,11 +346,11 @@ class Wav2LipNetwork:
     def _told_products(self) -> str:
         return ", 3x3 convolutions with half of the products" if self.fewer_products else ""
 
-    def _time_ms(self, request: Any) -> float:
-        """Median time of a frame."""
+    def _time_ms(self, request: Any, batch: int = 1) -> float:
+        """Median time in which so many frames are drawn together."""
         rng = np.random.default_rng(0)
         (part,) = self.prepare(rng.integers(0, 256, (1, FACE_SIZE, FACE_SIZE, 3), dtype=np.uint8))
-        inputs = {AUDIO: rng.uniform(-4, 4, (1, *AUDIO_SHAPE)).astype(np.float32)}
+        inputs = {AUDIO: rng.uniform(-4, 4, (batch, *AUDIO_SHAPE)).astype(np.float32)}
         inputs.update(zip(SKIPS, part.skips, strict=True))
         times = []
         for _ in range(WARM_UP + TIMED):
@@ -412,11 +418,21 @@ def hints_for_bytes(device: str = "CPU") -> dict[str, str]:
 
 def multiplies_bytes() -> bool:
     """Whether the processor adds products of 8 bits in 32; those that add them in 16 may overflow."""
+    return _processor_has("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+
+
+def fewer_products(generator: ov.Model) -> ov.Model | None:
+    """`winograd.with_fewer_products` of the layers that gain by it on this processor."""
+    return with_fewer_products(generator, LEAST_CHANNELS * (2 if _processor_has("avx512f") else 1))
+
+
+def _processor_has(*flags: str) -> bool:
+    """Whether it has any of them."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
-    return any(flag in told for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
+    return any(flag in told for flag in flags)
 
 
 def _folder_of(model: Path) -> Path | None:
@@ -509,6 +525,17 @@ def _check_plain(network: Any, model: Path) -> int:
 def _fits(port: Any, shape: tuple[int, ...]) -> bool:
     found = port.get_partial_shape()
     return bool(found.compatible(ov.PartialShape([-1, *shape])))
+
+
+def _channels_last(network: Any, names: Sequence[str]) -> Any:
+    """A copy that takes or gives what is named with the channels last, as OpenVINO computes: it need not turn them."""
+    made = network.clone()
+    steps = ov.preprocess.PrePostProcessor(made)
+    for ports, step in ((made.inputs, steps.input), (made.outputs, steps.output)):
+        for name in (name for port in ports for name in port.get_names() if name in names):
+            step(name).tensor().set_layout(ov.Layout("NHWC"))
+            step(name).model().set_layout(ov.Layout("NCHW"))
+    return steps.build()
 
 
 def _in_float32(network: Any) -> Any:

@@ -1,10 +1,10 @@
 """The generator's 3x3 convolutions with half of their multiplications, written as an OpenVINO graph.
 
-Of four neighbouring rows of the output each is a sum of three rows of the input, times a row of the kernel: twelve
-products of rows. Minimal filtering (S. Winograd, "Arithmetic Complexity of Computations", 1980; for networks A. Lavin
-and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2016) needs six, of sums of rows: F(4, 3). It is done
-along the height alone, so the sums are of whole rows, which cost little beside what is left: six convolutions with
-kernels of one row. Layers that follow each other hand on the rows apart, by their number modulo four.
+Of m neighbouring rows of the output each is a sum of three rows of the input, times a row of the kernel: 3 m products
+of rows. Minimal filtering (S. Winograd, "Arithmetic Complexity of Computations", 1980; for networks A. Lavin and S.
+Gray, "Fast Algorithms for Convolutional Neural Networks", 2016) needs m + 2, of sums of rows: F(m, 3). It is done along
+the height alone, so the sums are of whole rows, which cost little beside what is left: convolutions with kernels of one
+row. Layers that follow each other hand on the rows apart, by their number modulo m.
 
 OpenVINO's plugin for processors multiplies directly, so this is faster where it computes in 32 bits, and the result is
 the same up to rounding. It is not meant for fewer bits, which the sums would need.
@@ -19,25 +19,20 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
-from openvino import opset8 as ops
+from openvino import opset12 as ops
 
 __all__ = ["with_fewer_products"]
 
-ROWS: Final = 4
-"""of the output that are computed together"""
+POINTS: Final = (0, 1, -1, 2, -2)
+"""where polynomials are evaluated, with infinity; the first m + 1 of them for m rows"""
+TOGETHER: Final = (3, 4)
+"""rows of the output that are computed together: of more, rounding would be coarse"""
 LEAST_CHANNELS: Final = 64
+"""Fewer gain nothing."""
 LEAST_ROWS: Final = 8
-"""Smaller layers gain nothing."""
+"""Lower layers have so many weights for their pixels that it takes longer to fetch twice as many."""
 
-KERNEL: Final = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-"""sums of kernel rows, for the points 0, 1, -1, 2, -2 and infinity"""
+Float64 = npt.NDArray[np.float64]
 
 _END: Final = np.iinfo(np.int64).max
 
@@ -48,7 +43,7 @@ class _Layer:
 
     source: Any
     """ov.Output that it reads"""
-    weights: npt.NDArray[np.float64]
+    weights: Float64
     """(out, in, 3, 3) or (out, in, 1, 1)"""
     added: Any
     """ov.Output: a constant for each channel, or an input of the network with as many rows as come out"""
@@ -62,18 +57,41 @@ class _Layer:
         """Whether each row depends on itself alone."""
         return int(self.weights.shape[2]) == 1
 
+    def rows(self, of: int) -> int:
+        """How many rows it makes of so many."""
+        return of - 1 if self.drops else of
 
-def with_fewer_products(generator: ov.Model) -> ov.Model | None:
+
+@dataclass(frozen=True)
+class _Filtering:
+    """F(m, 3): ``output @ ((kernel @ rows of the kernel) * (input @ rows of the input))``."""
+
+    kernel: Float64
+    """(m + 2, 3)"""
+    input: Float64
+    """(m + 2, m + 2)"""
+    output: Float64
+    """(m, m + 2)"""
+
+    @property
+    def together(self) -> int:
+        """Rows of the output, m."""
+        return len(self.output)
+
+
+def with_fewer_products(generator: ov.Model, least_channels: int = LEAST_CHANNELS) -> ov.Model | None:
     """Rewrite the convolutions that are worth it.
 
     Args:
         generator: from `split.split`, residuals folded; it is left as it is.
+        least_channels: of what a layer reads. The more a processor multiplies at once, the more channels it takes
+            until products that are saved outweigh the sums.
 
     Returns:
         a copy with the same inputs and outputs; None if there is nothing to rewrite.
     """
     made = generator.clone()
-    chains = _chains(made)
+    chains = _chains(made, least_channels)
     for chain in chains:
         _rewrite(chain)
     if not chains:
@@ -82,11 +100,11 @@ def with_fewer_products(generator: ov.Model) -> ov.Model | None:
     return made
 
 
-def _chains(model: ov.Model) -> list[list[_Layer]]:
+def _chains(model: ov.Model, least_channels: int) -> list[list[_Layer]]:
     """Layers that follow each other and may be rewritten together."""
     chains: list[list[_Layer]] = []
     for node in model.get_ordered_ops():
-        layer = _layer(node)
+        layer = _layer(node, least_channels)
         if layer is None:
             continue
         last = chains[-1] if chains else None
@@ -98,13 +116,35 @@ def _chains(model: ov.Model) -> list[list[_Layer]]:
 
 
 def _fits(chain: Sequence[_Layer]) -> bool:
-    """Whether a chain is worth it, and rows that are added above it, so that their number is a multiple of `ROWS`,
-    reach nothing that is wanted: the first layer meets zeros there, as it should, but later ones meet what it made."""
-    rows = int(chain[0].source.get_partial_shape()[2].get_length())
-    return rows >= LEAST_ROWS and (rows % ROWS == 0 or all(layer.drops or layer.pointwise for layer in chain[1:]))
+    """Whether a chain is worth it."""
+    return int(chain[0].source.get_partial_shape()[2].get_length()) >= LEAST_ROWS
 
 
-def _layer(node: Any) -> _Layer | None:
+def _filtering(together: int) -> _Filtering:
+    """F(m, 3) by Toom and Cook: polynomials are multiplied by their values at some points; transposed, they filter."""
+    size = together + 2
+    points = POINTS[: size - 1]
+
+    def values(terms: int) -> Float64:
+        """Of polynomials of so many terms at the points and at infinity."""
+        finite = np.vander(points, terms, increasing=True)
+        return np.vstack([finite, np.eye(terms)[-1:]]).astype(np.float64)
+
+    # Whole numbers are left for the input when what they are divided by goes to the kernel.
+    by = np.array([*(np.prod([p - q for q in points if q != p]) for p in points), 1.0])[:, None]
+    return _Filtering(values(3) / by, np.round(np.linalg.inv(values(size)).T * by), values(together).T)
+
+
+def _products(chain: Sequence[_Layer], rows: int, together: int) -> int:
+    """Products of rows that a chain needs, in a channel."""
+    total = 0
+    for layer in chain:
+        rows = layer.rows(rows)
+        total += 0 if layer.pointwise else -(-rows // together) * (together + 2)
+    return total
+
+
+def _layer(node: Any, least_channels: int) -> _Layer | None:
     """The layer that begins with a node, if it is one that may be rewritten."""
     if node.get_type_name() != "Convolution":
         return None
@@ -114,13 +154,13 @@ def _layer(node: Any) -> _Layer | None:
         return None
     out, into, height, width = shape.to_shape()
     begin, end = tuple(found["pads_begin"]), tuple(found["pads_end"])
-    three = (height, width) == (3, 3) and begin in ((0, 1), (1, 1)) and end == (1, 1) and out >= LEAST_CHANNELS // 2
+    three = (height, width) == (3, 3) and begin in ((0, 1), (1, 1)) and end == (1, 1) and out >= least_channels // 2
     one = (height, width) == (1, 1) and begin == end == (0, 0)
     if not (three or one) or not tuple(found["strides"]) == tuple(found["dilations"]) == (1, 1):
         return None
     weights, add = node.input_value(1).get_node(), _only_reader(node, "Add")
     last = None if add is None else _only_reader(add, "Relu", "Sigmoid")
-    if weights.get_type_name() != "Constant" or last is None or (three and into < LEAST_CHANNELS):
+    if weights.get_type_name() != "Constant" or last is None or (three and into < least_channels):
         return None
     for value in add.input_values():
         if value.get_node().get_type_name() in ("Constant", "Parameter"):
@@ -139,86 +179,95 @@ def _rewrite(chain: Sequence[_Layer]) -> None:
     first, last = chain[0], chain[-1]
     shape = first.source.get_partial_shape()
     rows, width = int(shape[2].get_length()), int(shape[3].get_length())
-    above = -rows % ROWS
+    filtering = _filtering(min(TOGETHER, key=lambda together: _products(chain, rows, together)))
+    together = filtering.together
     readers = list(last.end.output(0).get_target_inputs())
-    parts = _apart(first.source, rows + above)
+    parts = [_sliced(first.source, k, _END, together) for k in range(together)]
     for layer in chain:
-        constant = layer.added.get_node().get_type_name() == "Constant"
-        added = [layer.added] * ROWS if constant else _apart(layer.added, rows + above)
-        made = [ops.add(row, more) for row, more in zip(_multiplied(layer, parts), added, strict=True)]
-        parts = [ops.relu(row) if layer.end.get_type_name() == "Relu" else ops.sigmoid(row) for row in made]
-    # Beside each other and read anew as under each other, the rows are in their order again.
-    together = np.array([0, len(last.weights), rows + above, width], np.int64)
-    whole = ops.reshape(ops.concat(parts, 3), ops.constant(together), special_zero=True)
-    dropped = above + sum(layer.drops for layer in chain)
-    result = _sliced(whole, dropped, _END, 1) if dropped else whole
+        made = _multiplied(layer, parts, rows, filtering)
+        rows = layer.rows(rows)
+        if layer.added.get_node().get_type_name() == "Constant":
+            added = [layer.added] * together
+        else:
+            whole = _padded(layer.added, 0, -rows % together)
+            added = [_sliced(whole, k, _END, together) for k in range(together)]
+        sums = [ops.add(row, more) for row, more in zip(made, added, strict=True)]
+        parts = [ops.relu(row) if layer.end.get_type_name() == "Relu" else ops.sigmoid(row) for row in sums]
+    # Beside each other and read anew as under each other, the rows are in their order again; with the channels last
+    # that moves nothing in the memory.
+    tiles = -(-rows // together)
+    beside = ops.transpose(ops.concat(parts, 3), _whole(0, 2, 3, 1))
+    under = ops.reshape(beside, _whole(0, tiles * together, width, len(last.weights)), special_zero=True)
+    result = ops.transpose(under, _whole(0, 3, 1, 2))
+    if rows % together:
+        result = _sliced(result, 0, rows, 1)
     for reader in readers:
         reader.replace_source_output(result.output(0))
 
 
-def _apart(values: Any, rows: int) -> list[Any]:
-    """Rows by their number modulo `ROWS`; rows of zeros come in above, so that there are `rows` in all."""
-    above = rows - int(values.get_partial_shape()[2].get_length())
-    values = _padded(values, above, 0) if above else values
-    return [_sliced(values, k, _END, ROWS) for k in range(ROWS)]
+def _multiplied(layer: _Layer, parts: Sequence[Any], rows: int, filtering: _Filtering) -> list[Any]:
+    """The convolution of rows, which are apart, without what is added to it.
 
+    Args:
+        layer: which.
+        parts: `rows` rows by their number modulo m; what follows them there means nothing.
+        rows: how many there are.
+        filtering: F(m, 3).
 
-def _multiplied(layer: _Layer, parts: Sequence[Any]) -> list[Any]:
-    """The convolution of rows, which are apart, without what is added to it."""
+    Returns:
+        the rows that it makes, apart too; each part has the same number of them.
+    """
     if layer.pointwise:
         weights = ops.constant(layer.weights.astype(np.float32))
         return [ops.convolution(part, weights, (1, 1), (0, 0), (0, 0), (1, 1)) for part in parts]
+    together = filtering.together
+    tiles = -(-layer.rows(rows) // together)
+    above = 0 if layer.drops else 1
+    read = [_rows(parts, k - above, tiles, rows) for k in range(together + 2)]
     products = []
-    for rows, kernel in zip(_sums_of_input(parts), KERNEL, strict=True):
-        made = np.einsum("t,oitw->oiw", np.array(kernel), layer.weights)[:, :, None, :]
+    for factors, kernel in zip(filtering.input, filtering.kernel, strict=True):
+        made = np.einsum("t,oitw->oiw", kernel, layer.weights)[:, :, None, :]
         weights = ops.constant(made.astype(np.float32))
-        products.append(ops.convolution(rows, weights, (1, 1), (0, 1), (0, 1), (1, 1)))
-    return _sums_of_products(products)
+        products.append(ops.convolution(_sum(factors, read), weights, (1, 1), (0, 1), (0, 1), (1, 1)))
+    return [_sum(factors, products) for factors in filtering.output]
 
 
-def _sums_of_input(parts: Sequence[Any]) -> list[Any]:
-    """(4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0) and
-    (0, 4, 0, -5, 0, 1) times the rows from the one above on."""
-    d0, d1, d2, d3, d4, d5 = _moved(parts[-1], 1), *parts, _moved(parts[0], -1)
-    even, odd = ops.subtract(d4, d2), ops.subtract(d3, d1)
-    a, b = _plus(d2, -4, d4), _plus(d1, -4, d3)
-    return [
-        _plus(ops.subtract(d0, d2), 4, even),
-        ops.add(a, b),
-        ops.subtract(a, b),
-        _plus(odd, 2, even),
-        _plus(odd, -2, even),
-        _plus(odd, -4, ops.subtract(d5, d3)),
-    ]
+def _rows(parts: Sequence[Any], first: int, count: int, rows: int) -> Any:
+    """Every m-th of the rows, `count` of them from `first` on; the row above all and the one below all are zeros."""
+    together = len(parts)
+    skipped, of = divmod(first, together)
+    part = parts[of]
+    there = int(part.output(0).get_partial_shape()[2].get_length())
+    if rows % together == of and rows // together < there:
+        part, there = _sliced(part, 0, rows // together, 1), rows // together
+    return _padded(part, -skipped, skipped + count - there)
 
 
-def _sums_of_products(products: Sequence[Any]) -> list[Any]:
-    """(1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0) and (0, 1, -1, 8, -8, 1) times the products."""
-    m0, m1, m2, m3, m4, m5 = products
-    near, far = ops.add(m1, m2), ops.add(m3, m4)
-    step, leap = ops.subtract(m1, m2), ops.subtract(m3, m4)
-    return [
-        ops.add(ops.add(m0, near), far),
-        _plus(leap, 2, step),
-        _plus(far, 4, near),
-        ops.add(_plus(leap, 8, step), m5),
-    ]
-
-
-def _plus(values: Any, factor: float, other: Any) -> Any:
-    return ops.add(ops.multiply(values, ops.constant(np.float32(factor))), other)
-
-
-def _moved(values: Any, by: int) -> Any:
-    """Each row `by` further down, 1 or -1; a row of zeros comes in."""
-    return _sliced(_padded(values, 1, 0), 0, -1, 1) if by > 0 else _sliced(_padded(values, 0, 1), 1, _END, 1)
+def _sum(factors: Sequence[float], values: Sequence[Any]) -> Any:
+    """Each is written on its own: OpenVINO goes over the memory once for operations whose results have one reader."""
+    total: Any = None
+    for factor, value in zip(factors, values, strict=True):
+        if not factor:
+            continue
+        term = value if abs(factor) == 1 else ops.multiply(value, ops.constant(np.float32(abs(factor))))
+        if total is None:
+            total = term if factor > 0 else ops.negative(term)
+        else:
+            total = ops.add(total, term) if factor > 0 else ops.subtract(total, term)
+    return total
 
 
 def _padded(values: Any, above: int, below: int) -> Any:
-    begin, end = (ops.constant(np.array([0, 0, count, 0], np.int64)) for count in (above, below))
+    """With rows of zeros, or fewer rows where a number is negative."""
+    if not above and not below:
+        return values
+    begin, end = (_whole(0, 0, count, 0) for count in (above, below))
     return ops.pad(values, begin, end, "constant", ops.constant(np.float32(0)))
 
 
 def _sliced(values: Any, first: int, end: int, step: int) -> Any:
-    from_, to, by, axis = (ops.constant(np.array([number], np.int64)) for number in (first, end, step, 2))
-    return ops.slice(values, from_, to, by, axis)
+    return ops.slice(values, _whole(first), _whole(end), _whole(step), _whole(2))
+
+
+def _whole(*numbers: int) -> Any:
+    return ops.constant(np.array(numbers, np.int64))
