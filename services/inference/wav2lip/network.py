@@ -258,7 +258,9 @@ class Wav2LipNetwork:
                 self._why_whole = str(error)
                 return None, None
             face, generator = both.face, both.generator
-        return self._compile(_channels_last(face, SKIPS), "f32").create_infer_request(), generator
+        face = _channels_last(face, SKIPS)
+        face.reshape([1, *FACE_SHAPE])
+        return self._compile(face, "f32").create_infer_request(), generator
 
     def _choose(self, generator: Any, wanted: str) -> tuple[Any, Precision, str]:
         """Compile what draws each frame, in the precision that is wanted or the fastest one that is good enough."""
