@@ -68,9 +68,10 @@ def _matrix(node: Any) -> Any:
         return None
     weights = node.input_value(1).get_node()
     found = node.get_attributes()
-    one = node.input_value(0) if kind == "ConvolutionBackpropData" else node.output(0)
-    sizes = list(one.get_partial_shape())[2:]
-    if weights.get_type_name() != "Constant" or any(size.is_dynamic or size.get_length() != 1 for size in sizes):
+    read, made = node.input_value(0).get_partial_shape(), node.output(0).get_partial_shape()
+    one, many = (read, made) if kind == "ConvolutionBackpropData" else (made, read)
+    kernel = list(node.input_value(1).get_partial_shape())[2:]
+    if weights.get_type_name() != "Constant" or list(one)[2:] != [1, 1] or list(many)[2:] != kernel:
         return None
     if any((*found["pads_begin"], *found["pads_end"], *(found.get("output_padding") or ()))):
         return None
