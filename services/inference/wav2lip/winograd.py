@@ -23,8 +23,9 @@ from openvino import opset12 as ops
 
 __all__ = ["with_fewer_products"]
 
-POINTS: Final = (0, 1, -1, 2, -2)
-"""where polynomials are evaluated, with infinity; the first m + 1 of them for m rows"""
+POINTS: Final = (0.0, 1.0, -1.0, 0.5, -2.0)
+"""Where polynomials are evaluated, with infinity; the first m + 1 of them for m rows. With a half in place of 2 less is
+rounded away (B. Barabasz and others, "Error Analysis and Improving the Accuracy of Winograd Convolution", 2020)."""
 TOGETHER: Final = (3, 4)
 """rows of the output that are computed together: of more, rounding would be coarse"""
 LEAST_CHANNELS: Final = 64
@@ -130,9 +131,9 @@ def _filtering(together: int) -> _Filtering:
         finite = np.vander(points, terms, increasing=True)
         return np.vstack([finite, np.eye(terms)[-1:]]).astype(np.float64)
 
-    # Whole numbers are left for the input when what they are divided by goes to the kernel.
+    # Halves of whole numbers are left for the input when what they are divided by goes to the kernel.
     by = np.array([*(np.prod([p - q for q in points if q != p]) for p in points), 1.0])[:, None]
-    return _Filtering(values(3) / by, np.round(np.linalg.inv(values(size)).T * by), values(together).T)
+    return _Filtering(values(3) / by, np.round(np.linalg.inv(values(size)).T * by * 2) / 2, values(together).T)
 
 
 def _products(chain: Sequence[_Layer], rows: int, together: int) -> int:
