@@ -16,6 +16,12 @@ WAV2LIP_PIXEL_TOLERANCE: Final = 1.0
 """of 255: float32 sums in another order may cut off to the next lower number"""
 WAV2LIP_FEWER_PRODUCTS: Final = {64: 0.69, 128: 0.79}
 """share of the generator's multiplications that is left where the 3x3 convolutions of so many channels are rewritten"""
+WAV2LIP_FEWER_IN_A_CHAIN: Final = 0.7
+"""the same of a chain of such layers, whatever its rows"""
+WAV2LIP_MATRICES: Final = 4
+"""layers of the generator that read or make one pixel"""
+WAV2LIP_BESIDE: Final = 5
+"""its layers of few pixels and many weights"""
 WAV2LIP_SPLIT_TOLERANCE: Final = 1e-5
 """largest difference between the split network and the plain one in 32 bits, of 0..1"""
 WAV2LIP_PICTURE_STD: Final = 0.02

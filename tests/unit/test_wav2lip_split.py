@@ -102,11 +102,11 @@ def test_rows_that_no_number_divides_come_out_the_same(rows: int) -> None:
     directly = ov.Model([ops.result(values)], [read], "rows")
     fewer = with_fewer_products(directly)
     assert fewer is not None
-    assert macs(fewer) < 0.7 * macs(directly)
+    assert macs(fewer) < budgets.WAV2LIP_FEWER_IN_A_CHAIN * macs(directly)
     given = rng.normal(size=(2, 64, rows, 7)).astype(np.float32)
     wanted = compiled(directly)(given)[0]
     assert wanted.shape == (2, 32, rows - 1, 7)
-    assert wanted.std() > 0.1
+    assert wanted.std() > budgets.WAV2LIP_PICTURE_STD
     np.testing.assert_allclose(compiled(fewer)(given)[0], wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
 
 
@@ -120,14 +120,14 @@ def test_a_batch_that_lies_beside_each_other_is_drawn_the_same(plain: ov.Model, 
     given = {AUDIO: mels, **{name: shares[name] for name in SKIPS}}
     wanted = compiled(both.generator)(given)[0]
     network = as_matrices(both.generator)
-    assert [node.get_type_name() for node in network.get_ordered_ops()].count("MatMul") == 4
+    assert [node.get_type_name() for node in network.get_ordered_ops()].count("MatMul") == budgets.WAV2LIP_MATRICES
     shapes = {name: [len(value), *value.shape[1:]] for name, value in given.items()}
     network.reshape(shapes)
     arranged = beside_each_other(network)
     read = [first_shape(node) for node in convolutions(arranged)]
     # of levels 0 to 2, which are 3, 6 and 5 rows high
-    assert [shape[0] for shape in read if shape[1] == 512] == [1] * 5
-    assert sum(shape[0] == 1 for shape in read) == 5
+    assert [shape[0] for shape in read if shape[1] == 512] == [1] * budgets.WAV2LIP_BESIDE
+    assert sum(shape[0] == 1 for shape in read) == budgets.WAV2LIP_BESIDE
     assert sum(shape[0] == 1 for shape in map(first_shape, convolutions(network))) == 0
     np.testing.assert_allclose(compiled(arranged)(given)[0], wanted, rtol=0, atol=budgets.WAV2LIP_SPLIT_TOLERANCE)
 
@@ -164,8 +164,7 @@ def test_a_generator_without_such_convolutions_stays(plain: ov.Model) -> None:
 def test_the_faster_way_in_32_bits_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
     calls: list[Any] = []
 
-    def timed(_self: Wav2LipNetwork, request: Any, batch: int) -> float:
-        assert batch == 2
+    def timed(_self: Wav2LipNetwork, request: Any) -> float:
         calls.append(request)
         return float((len(calls) == 2) is not faster)  # the rewritten one comes second
 

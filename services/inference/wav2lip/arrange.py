@@ -16,6 +16,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset12 as ops
 
+from services.inference.wav2lip.graph import only_reader, take_the_place, whole
+
 __all__ = ["as_matrices", "beside_each_other"]
 
 WIDEST: Final = 6
@@ -38,9 +40,9 @@ def as_matrices(network: ov.Model) -> ov.Model:
         if weights is None:
             continue
         to = [0, *(int(size.get_length()) for size in list(node.output(0).get_partial_shape())[1:])]
-        flat = ops.reshape(node.input_value(0), _whole(0, -1), special_zero=True)
+        flat = ops.reshape(node.input_value(0), whole(0, -1), special_zero=True)
         product = ops.matmul(flat, ops.constant(weights), transpose_a=False, transpose_b=True)
-        _take_the_place(node, ops.reshape(product, _whole(*to), special_zero=True))
+        take_the_place(node, ops.reshape(product, whole(*to), special_zero=True))
     made.validate_nodes_and_infer_types()
     return made
 
@@ -98,7 +100,7 @@ class _Layer:
     @property
     def stride(self) -> int:
         """Pixels that it makes of one, in a row."""
-        return int(self.node.get_attributes()["strides"][1]) if "output_padding" in self.node.get_attributes() else 1
+        return int(self.node.get_attributes()["strides"][1])
 
 
 def _chains(network: ov.Model) -> list[list[_Layer]]:
@@ -132,18 +134,12 @@ def _layer(node: Any) -> _Layer | None:
     wide = shape[3] == 3 and found["pads_begin"][1] == found["pads_end"][1] == 1 and tuple(found["dilations"]) == (1, 1)
     if not wide or (stride, rest) != ((1, 0) if kind == "Convolution" else (2, 1)):
         return None
-    add = _only_reader(node, "Add")
-    end = None if add is None else _only_reader(add, "Relu")
+    add = only_reader(node, "Add")
+    end = None if add is None else only_reader(add, "Relu")
     if end is None:
         return None
     added = next(value for value in add.input_values() if value.get_node() != node)
     return _Layer(node, added, end)
-
-
-def _only_reader(node: Any, kind: str) -> Any:
-    readers = list(node.output(0).get_target_inputs())
-    only = readers[0].get_node() if len(readers) == 1 else None
-    return only if only is not None and only.get_type_name() == kind else None
 
 
 def _lay(chain: Sequence[_Layer]) -> None:
@@ -155,7 +151,7 @@ def _lay(chain: Sequence[_Layer]) -> None:
         pitch, width = layer.stride * (width + 1), layer.stride * width
         if layer is chain[-1]:
             apart = ops.concat([_columns(made, k * pitch, k * pitch + width) for k in range(batch)], 0)
-            _take_the_place(layer.end, ops.relu(ops.add(apart, layer.added)))
+            take_the_place(layer.end, ops.relu(ops.add(apart, layer.added)))
             return
         if pitch != width + 1:
             made = ops.concat([_columns(made, k * pitch, k * pitch + width + 1) for k in range(batch)], 3)
@@ -182,23 +178,14 @@ def _convolved(layer: _Layer, values: Any) -> Any:
 
 def _beside(values: Any, batch: int) -> Any:
     """(n, c, h, w) -> (1, c, h, batch * (w + 1)); one picture alone is repeated."""
-    edge = [_whole(0, 0, 0, count) for count in (0, 1)]
+    edge = [whole(0, 0, 0, count) for count in (0, 1)]
     padded = ops.pad(values, *edge, "constant", ops.constant(np.float32(0)))
     alone = int(values.get_partial_shape()[0].get_length()) == 1
     return ops.concat([padded] * batch if alone else ops.split(padded, _whole_number(0), batch).outputs(), 3)
 
 
 def _columns(values: Any, first: int, end: int) -> Any:
-    return ops.slice(values, _whole(first), _whole(end), _whole(1), _whole(3))
-
-
-def _take_the_place(node: Any, other: Any) -> None:
-    for reader in list(node.output(0).get_target_inputs()):
-        reader.replace_source_output(other.output(0))
-
-
-def _whole(*numbers: int) -> Any:
-    return ops.constant(np.array(numbers, np.int64))
+    return ops.slice(values, whole(first), whole(end), whole(1), whole(3))
 
 
 def _whole_number(number: int) -> Any:

@@ -96,7 +96,7 @@ class _FixedBatches:
         self._compile = compile_
         self._batches = sorted(batches, reverse=True)
         self._requests: dict[tuple[int, int], Any] = {}
-        self._request(1, 1)
+        self._request(self._batches[0], 1)
 
     def infer(self, inputs: dict[str, Float32], *, share_inputs: bool) -> list[Float32]:
         """Draw; as `ov.InferRequest.infer`."""
@@ -331,8 +331,7 @@ class Wav2LipNetwork:
         if fewer is None:
             return directly
         drawer = self._drawer(fewer, "f32")
-        most = max(self._batches)
-        times = self._time_ms(directly, most), self._time_ms(drawer, most)
+        times = self._time_ms(directly), self._time_ms(drawer)
         if times[1] > times[0]:
             return directly
         self.fewer_products = True
@@ -348,8 +347,9 @@ class Wav2LipNetwork:
     def _told_products(self) -> str:
         return ", 3x3 convolutions with half of the products" if self.fewer_products else ""
 
-    def _time_ms(self, request: Any, batch: int = 1) -> float:
-        """Median time in which so many frames are drawn together."""
+    def _time_ms(self, request: Any) -> float:
+        """Median time of a frame, of as many as are drawn at once."""
+        batch = max(self._batches)
         rng = np.random.default_rng(0)
         (part,) = self.prepare(rng.integers(0, 256, (1, FACE_SIZE, FACE_SIZE, 3), dtype=np.uint8))
         inputs = {AUDIO: rng.uniform(-4, 4, (batch, *AUDIO_SHAPE)).astype(np.float32)}
@@ -361,7 +361,7 @@ class Wav2LipNetwork:
             times.append(time.perf_counter() - began_s)
         if not np.isfinite(drawn).all():
             raise ValueError(f"{self._plain_path}: the network answers with numbers that are not finite; {REMEDY}")
-        return float(np.median(times[WARM_UP:])) * 1000.0
+        return float(np.median(times[WARM_UP:])) * 1000.0 / batch
 
     def _compile(self, network: Any, precision: Precision, more: Mapping[str, str] | None = None) -> Any:
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **(more or {})}

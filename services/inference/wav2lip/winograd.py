@@ -21,6 +21,8 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset12 as ops
 
+from services.inference.wav2lip.graph import only_reader, take_the_place, whole
+
 __all__ = ["with_fewer_products"]
 
 POINTS: Final = (0.0, 1.0, -1.0, 0.5, -2.0)
@@ -159,8 +161,8 @@ def _layer(node: Any, least_channels: int) -> _Layer | None:
     one = (height, width) == (1, 1) and begin == end == (0, 0)
     if not (three or one) or not tuple(found["strides"]) == tuple(found["dilations"]) == (1, 1):
         return None
-    weights, add = node.input_value(1).get_node(), _only_reader(node, "Add")
-    last = None if add is None else _only_reader(add, "Relu", "Sigmoid")
+    weights, add = node.input_value(1).get_node(), only_reader(node, "Add")
+    last = None if add is None else only_reader(add, "Relu", "Sigmoid")
     if weights.get_type_name() != "Constant" or last is None or (three and into < least_channels):
         return None
     for value in add.input_values():
@@ -170,19 +172,12 @@ def _layer(node: Any, least_channels: int) -> _Layer | None:
     return None
 
 
-def _only_reader(node: Any, *kinds: str) -> Any:
-    readers = list(node.output(0).get_target_inputs())
-    only = readers[0].get_node() if len(readers) == 1 else None
-    return only if only is not None and only.get_type_name() in kinds else None
-
-
 def _rewrite(chain: Sequence[_Layer]) -> None:
     first, last = chain[0], chain[-1]
     shape = first.source.get_partial_shape()
     rows, width = int(shape[2].get_length()), int(shape[3].get_length())
     filtering = _filtering(min(TOGETHER, key=lambda together: _products(chain, rows, together)))
     together = filtering.together
-    readers = list(last.end.output(0).get_target_inputs())
     parts = [_sliced(first.source, k, _END, together) for k in range(together)]
     for layer in chain:
         made = _multiplied(layer, parts, rows, filtering)
@@ -190,20 +185,19 @@ def _rewrite(chain: Sequence[_Layer]) -> None:
         if layer.added.get_node().get_type_name() == "Constant":
             added = [layer.added] * together
         else:
-            whole = _padded(layer.added, 0, -rows % together)
-            added = [_sliced(whole, k, _END, together) for k in range(together)]
+            padded = _padded(layer.added, 0, -rows % together)
+            added = [_sliced(padded, k, _END, together) for k in range(together)]
         sums = [ops.add(row, more) for row, more in zip(made, added, strict=True)]
         parts = [ops.relu(row) if layer.end.get_type_name() == "Relu" else ops.sigmoid(row) for row in sums]
     # Beside each other and read anew as under each other, the rows are in their order again; with the channels last
     # that moves nothing in the memory.
     tiles = -(-rows // together)
-    beside = ops.transpose(ops.concat(parts, 3), _whole(0, 2, 3, 1))
-    under = ops.reshape(beside, _whole(0, tiles * together, width, len(last.weights)), special_zero=True)
-    result = ops.transpose(under, _whole(0, 3, 1, 2))
+    beside = ops.transpose(ops.concat(parts, 3), whole(0, 2, 3, 1))
+    under = ops.reshape(beside, whole(0, tiles * together, width, len(last.weights)), special_zero=True)
+    result = ops.transpose(under, whole(0, 3, 1, 2))
     if rows % together:
         result = _sliced(result, 0, rows, 1)
-    for reader in readers:
-        reader.replace_source_output(result.output(0))
+    take_the_place(last.end, result)
 
 
 def _multiplied(layer: _Layer, parts: Sequence[Any], rows: int, filtering: _Filtering) -> list[Any]:
@@ -262,13 +256,9 @@ def _padded(values: Any, above: int, below: int) -> Any:
     """With rows of zeros, or fewer rows where a number is negative."""
     if not above and not below:
         return values
-    begin, end = (_whole(0, 0, count, 0) for count in (above, below))
+    begin, end = (whole(0, 0, count, 0) for count in (above, below))
     return ops.pad(values, begin, end, "constant", ops.constant(np.float32(0)))
 
 
 def _sliced(values: Any, first: int, end: int, step: int) -> Any:
-    return ops.slice(values, _whole(first), _whole(end), _whole(step), _whole(2))
-
-
-def _whole(*numbers: int) -> Any:
-    return ops.constant(np.array(numbers, np.int64))
+    return ops.slice(values, whole(first), whole(end), whole(step), whole(2))
