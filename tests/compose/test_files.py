@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,3 +167,22 @@ def test_the_hub_opens_the_ports_that_workers_need() -> None:
             first, _, last = port.rpartition(":")[2].partition("-")
             opened |= set(range(int(first), int(last or first) + 1))
     assert opened == {PORTS[row.name] for row in TOPICS if "inference" in (*row.senders, *row.receivers)}
+
+
+def test_the_scripts_of_the_image_find_there_what_they_import(tmp_path: Path) -> None:
+    stage = (ROOT / "deploy/Dockerfile").read_text().split(" AS source\n")[1].split("\nFROM ")[0]
+    copied = [line.split()[1:-1] for line in stage.splitlines() if line.startswith("COPY ")]
+    admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert any("scripts/gen_keys" in paths for paths in copied)
+    for path in (path for paths in copied for path in paths):
+        assert path in admitted or path.rpartition("/")[0] in admitted, f"{path} is kept from the image"
+        if (ROOT / path).is_dir():
+            shutil.copytree(ROOT / path, tmp_path / path)
+        else:
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / path, tmp_path / path)
+    for script in (path for path in (tmp_path / "scripts").iterdir() if not path.suffix):
+        done = subprocess.run(
+            [sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
