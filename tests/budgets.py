@@ -219,7 +219,7 @@ FETCH_BYTES: Final = 600_000
 """of the file that is fetched"""
 FETCH_DISK_BYTES: Final = 2_000_000
 """of a small disk, where 1 MB must stay free beside the file"""
-FETCH_TIMEOUT_S: Final = 1.0
+FETCH_TIMEOUT_S: Final = 2.0
 """that the script is told to wait for a byte of what stalls or trickles"""
 FETCH_DEADLINE_S: Final = 30.0
 """for one run of the script"""

@@ -15,7 +15,7 @@ import yaml
 from services.streamer.metrics import FAMILIES
 from shared.settings import PREFIX, Settings, load
 from shared.topics import TOPICS
-from tests.budgets import KUBERNETES
+from tests.budgets import KUBERNETES, SCRIPT_DEADLINE_S
 from tests.compose.project import HUB_FILES, SERVICES, composer
 from tests.rig.stack import ROOT
 
@@ -183,6 +183,11 @@ def test_the_scripts_of_the_image_find_there_what_they_import(tmp_path: Path) ->
             shutil.copy(ROOT / path, tmp_path / path)
     for script in (path for path in (tmp_path / "scripts").iterdir() if not path.suffix):
         done = subprocess.run(
-            [sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, script, "--help"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SCRIPT_DEADLINE_S,
         )
         assert done.returncode == 0, done.stderr

@@ -378,7 +378,7 @@ def test_a_connection_that_breaks_is_taken_up_again(shop: Shop, bench: Bench):
 
 def test_a_connection_that_stalls_is_taken_up_again(shop: Shop, bench: Bench):
     bench.assert_fetched(bench.fetch(shop.url + "/stalled", *HURRIED))
-    assert shop.ranges[-1] == f"bytes={HALF}-"
+    assert re.fullmatch(r"bytes=\d+-", shop.ranges[-1])
     assert shop.asked[-1].condition == ETAG
 
 

@@ -1,9 +1,11 @@
-"""The generator arranged so that its weights are read once for a batch, whatever its precision.
+"""The generator arranged so that the weights of its smallest layers are read once for a batch.
 
 Half of its weights belong to layers of a few pixels, which take less time to multiply than to fetch: the weights of one
 fill a processor's second cache several times over, and OpenVINO's convolutions fetch them anew for every picture of a
 batch. So what turns one pixel into a few or a few into one becomes a product of matrices, and the pictures of a batch
 lie beside each other in the other small layers, as one wide picture with a column of zeros after each.
+
+That is for 32 and 16 bits. Weights that are quantised are no constants of a convolution, and are left as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset12 as ops
 
-from services.inference.wav2lip.graph import only_reader, take_the_place, whole
+from services.inference.wav2lip.graph import PICTURES, only_reader, take_the_place, whole
 
 __all__ = ["as_matrices", "beside_each_other"]
 
@@ -125,8 +127,10 @@ def _layer(node: Any) -> _Layer | None:
     read, weights, found = node.input_value(0).get_partial_shape(), node.input_value(1), node.get_attributes()
     if read.is_dynamic or weights.get_partial_shape().is_dynamic or weights.get_node().get_type_name() != "Constant":
         return None
-    batch, _, _, width = read.to_shape()
     shape = weights.get_partial_shape().to_shape()
+    if len(shape) != PICTURES:
+        return None
+    batch, _, _, width = read.to_shape()
     if batch == 1 or not 1 < width <= WIDEST or int(np.prod(shape)) < LEAST_WEIGHTS:
         return None
     # Each picture makes as many columns as it has, or twice as many, of which the last is its own.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from openvino import opset12 as ops
 
-__all__ = ["only_reader", "take_the_place", "whole"]
+__all__ = ["PICTURES", "only_reader", "take_the_place", "whole"]
+
+PICTURES: Final = 4
+"""axes of a batch of pictures: (n, c, h, w)"""
 
 
 def only_reader(node: Any, *kinds: str) -> Any:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset12 as ops
 
-from services.inference.wav2lip.graph import only_reader, take_the_place, whole
+from services.inference.wav2lip.graph import PICTURES, only_reader, take_the_place, whole
 
 __all__ = ["with_fewer_products"]
 
@@ -153,7 +153,7 @@ def _layer(node: Any, least_channels: int) -> _Layer | None:
         return None
     found = node.get_attributes()
     shape, read = node.input_value(1).get_partial_shape(), node.input_value(0).get_partial_shape()
-    if shape.is_dynamic or read[2].is_dynamic or read[3].is_dynamic:
+    if shape.is_dynamic or len(shape) != PICTURES or read[2].is_dynamic or read[3].is_dynamic:
         return None
     out, into, height, width = shape.to_shape()
     begin, end = tuple(found["pads_begin"]), tuple(found["pads_end"])
