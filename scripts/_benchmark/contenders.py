@@ -34,10 +34,10 @@ from services.inference.wav2lip.network import (
     FacePart,
     Precision,
     Wav2LipNetwork,
-    fewer_products,
     precisions_of,
 )
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW
+from services.inference.wav2lip.winograd import with_fewer_products
 from services.mel_features.mel import whole_file
 from services.mel_features.windows import Windows
 
@@ -149,8 +149,8 @@ def field(subject: Subject, threads: int) -> list[Entrant]:
     eight = macs(core.read_model(subject.folder / GENERATOR_INT8)) if not subject.no_int8 else generator
     fewer = None
     with contextlib.suppress(*FAILURES):  # told where it is timed
-        if network("f32").fewer_products:
-            fewer = fewer_products(core.read_model(subject.folder / GENERATOR))
+        if least := network("f32").fewer_products_from:
+            fewer = with_fewer_products(core.read_model(subject.folder / GENERATOR), least)
     frames = {"f32": generator if fewer is None else macs(fewer), "bf16": generator, "f16": generator, "int8": eight}
     entrants = [
         _entrant(PYTORCH, "f32", plain, lambda: _PyTorch(subject.module, channels_last=False)),

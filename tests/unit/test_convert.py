@@ -481,6 +481,23 @@ def test_a_network_of_others_is_split_and_quantised_without_pytorch(
     assert (folder / "generator_int8.bin").stat().st_size < (folder / "generator.bin").stat().st_size
     assert not leftovers(tmp_path)
 
+    # What lies between the products of 8 bits is in the type that is faster here.
+    kept: list[Any] = []
+
+    def sooner_each_time(_: Wav2LipNetwork, request: Any) -> float:
+        kept.append(request)
+        return 1.0 / len(kept)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Wav2LipNetwork, "_time_ms", sooner_each_time)
+        network = Wav2LipNetwork(folder, precision="int8")
+    rests = [request._request(1, 1).get_compiled_model().get_property("INFERENCE_PRECISION_HINT") for request in kept]
+    if "bf16" in network._able():
+        assert rests == [ov.Type.f32, ov.Type.bf16]
+        assert network._request is kept[1]
+    else:
+        assert not rests, "one way alone is not timed"
+
     # A processor that cannot add up bytes draws the same picture, worked out in 32 bits.
     held_out = samples(8, seed=0, held_out=True)
     exactly = draw_lower(Wav2LipNetwork(folder, precision="f32"), held_out)

@@ -160,17 +160,26 @@ def test_a_generator_without_such_convolutions_stays(plain: ov.Model) -> None:
     assert with_fewer_products(split(plain).face) is None
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_the_faster_way_in_32_bits_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
-    calls: list[Any] = []
+@pytest.mark.parametrize(("fastest", "told"), [(0, ""), (1, "64 channels and more"), (2, "128 channels and more")])
+def test_the_fastest_way_in_32_bits_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fastest: int, told: str
+) -> None:
+    made: list[ov.Model] = []
+    kept: list[Any] = []
+    whole = Wav2LipNetwork._drawer
 
-    def timed(_self: Wav2LipNetwork, request: Any) -> float:
-        calls.append(request)
-        return float((len(calls) == 2) is not faster)  # the rewritten one comes second
+    def drawer(self: Wav2LipNetwork, generator: Any, *rest: Any) -> Any:
+        made.append(generator)
+        kept.append(whole(self, generator, *rest))
+        return kept[-1]
 
-    monkeypatch.setattr(Wav2LipNetwork, "_time_ms", timed)
+    monkeypatch.setattr(Wav2LipNetwork, "_drawer", drawer)
+    monkeypatch.setattr(Wav2LipNetwork, "_time_ms", lambda _, request: float(kept.index(request) != fastest))
     network = Wav2LipNetwork(folder, precision="f32", batches=(1, 2))
-    assert ("half of the products" in network.choice) is faster
+    assert network._request is kept[fastest]
+    assert macs(made[0]) > macs(made[2]) > macs(made[1])
+    assert told in network.choice
+    assert ("half of the products" in network.choice) is (fastest > 0)
     parts = network.prepare(seeded_crops(2, 5))
     mels = seeded_mels(3, 5)
     got = network.draw_exactly([parts[0], parts[0], parts[0]], mels)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from services.inference.wav2lip.files import (
     read_manifest,
 )
 from services.inference.wav2lip.split import AUDIO, FACES, FIRST_ROW, SKIPS, SplitError, split
-from services.inference.wav2lip.winograd import LEAST_CHANNELS, with_fewer_products
+from services.inference.wav2lip.winograd import with_fewer_products
 
 __all__ = [
     "BATCHES",
@@ -34,7 +36,6 @@ __all__ = [
     "FacePart",
     "Precision",
     "Wav2LipNetwork",
-    "fewer_products",
     "hints_for_bytes",
     "masked",
     "multiplies_bytes",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 Precision = Literal["f32", "bf16", "f16", "int8"]
+_Way = TypeVar("_Way")
 
 FACE_SIZE: Final = 96
 LOWER_ROWS: Final = FACE_SIZE - FIRST_ROW
@@ -56,6 +58,8 @@ TIMED: Final = 9
 """frames that are timed; their median counts"""
 BATCHES: Final = (1, 2, 4)
 """windows that are drawn at once where nobody waits"""
+FEWER_PRODUCTS_FROM: Final = (64, 128)
+"""channels, see `winograd.with_fewer_products`: what gains by it depends on the processor, so both are timed"""
 WORTH: Final = 0.92
 """a lower precision is taken if it needs at most this share of the time"""
 
@@ -160,8 +164,8 @@ class Wav2LipNetwork:
         self._device = device
         self._threads = threads
         self._batches = batches
-        self.fewer_products = False
-        """whether it draws in 32 bits with fewer products"""
+        self.fewer_products_from = 0
+        """channels of the layers that it computes with fewer products, in 32 bits; 0: it does so with none"""
         self._folder = _folder_of(model)
         self._plain_path = model if self._folder is None else self._folder / PLAIN
         self.manifest = read_manifest(self._folder) if self._folder else None
@@ -321,21 +325,33 @@ class Wav2LipNetwork:
         path = self._folder / GENERATOR_INT8 if self._folder is not None else None
         if path is None or not path.is_file():
             raise ValueError(f"{self._plain_path}: there is no 8-bit model beside it; {REMEDY}")
-        rest: Precision = "bf16" if "bf16" in self._able() else "f32"
-        return self._drawer(_read(self._core, path), rest, hints_for_bytes(self._device))
+        network, hints = _read(self._core, path), hints_for_bytes(self._device)
+        # What lies between the products takes less memory in bf16, but OpenVINO turns it around more often.
+        rests: list[Precision] = [name for name in ("f32", "bf16") if name in self._able()] or ["f32"]
+        return self._fastest({rest: partial(self._drawer, network, rest, hints) for rest in rests})[1]
 
     def _in_float32(self, generator: Any) -> Any:
-        """The generator as it is, or with fewer products, whichever is faster here."""
-        directly = self._drawer(generator, "f32")
-        fewer = fewer_products(generator) if self._device == "CPU" else None
-        if fewer is None:
-            return directly
-        drawer = self._drawer(fewer, "f32")
-        times = self._time_ms(directly), self._time_ms(drawer)
-        if times[1] > times[0]:
-            return directly
-        self.fewer_products = True
-        return drawer
+        """The generator as it is, or with fewer products in some of its layers, whichever is fastest here."""
+
+        def drawer(least_channels: int) -> Any:
+            way = with_fewer_products(generator, least_channels) if least_channels else generator
+            return None if way is None else self._drawer(way, "f32")
+
+        ways = (0, *FEWER_PRODUCTS_FROM) if self._device == "CPU" else (0,)
+        self.fewer_products_from, fastest = self._fastest({least: partial(drawer, least) for least in ways})
+        return fastest
+
+    def _fastest(self, ways: Mapping[_Way, Callable[[], Any]]) -> tuple[_Way, Any]:
+        """Make each, and keep what draws in the least time, with its name. Ways but the first may give None."""
+        (best, make), *others = ways.items()
+        drawer = make()
+        best_ms = self._time_ms(drawer) if others else 0.0
+        for name, make in others:
+            other = make()
+            other_ms = math.inf if other is None else self._time_ms(other)
+            if other_ms < best_ms:
+                best, drawer, best_ms = name, other, other_ms
+        return best, drawer
 
     def _drawer(self, generator: Any, precision: Precision, hints: Mapping[str, str] | None = None) -> Any:
         """A generator, ready to run; on the processor for each batch on its own."""
@@ -345,7 +361,8 @@ class Wav2LipNetwork:
         return _FixedBatches(generator, self._batches, lambda network: self._compile(network, precision, hints))
 
     def _told_products(self) -> str:
-        return ", 3x3 convolutions with half of the products" if self.fewer_products else ""
+        least = self.fewer_products_from
+        return f", 3x3 convolutions of {least} channels and more with half of the products" if least else ""
 
     def _time_ms(self, request: Any) -> float:
         """Median time of a frame, of as many as are drawn at once."""
@@ -421,11 +438,6 @@ def hints_for_bytes(device: str = "CPU") -> dict[str, str]:
 def multiplies_bytes() -> bool:
     """Whether the processor adds products of 8 bits in 32; those that add them in 16 may overflow."""
     return _processor_has("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
-
-
-def fewer_products(generator: ov.Model) -> ov.Model | None:
-    """`winograd.with_fewer_products` of the layers that gain by it on this processor."""
-    return with_fewer_products(generator, LEAST_CHANNELS * (2 if _processor_has("avx512f") else 1))
 
 
 def _processor_has(*flags: str) -> bool:
