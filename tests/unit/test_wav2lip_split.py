@@ -190,6 +190,30 @@ def test_the_fastest_way_in_32_bits_is_taken(
     assert np.abs(got[1] - network.draw_exactly([parts[1]], mels[1:2])[0]).max() > budgets.WAV2LIP_PICTURE_STD
 
 
+@pytest.mark.parametrize(
+    ("bf16_ms", "tried", "chosen"),
+    [(10.0, ["bf16", "f32"], "bf16"), (18.9, ["bf16", "f32", "f32", "f32"], "f32")],
+)
+def test_the_most_exact_precision_that_is_nearly_the_fastest_is_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, bf16_ms: float, tried: list[str], chosen: str
+) -> None:
+    """Directly 20 ms in 32 bits, 17 at best; what cannot win with fewer products is not tried with them."""
+    made: list[tuple[str, float]] = []
+
+    def drawer(_self: Wav2LipNetwork, _generator: ov.Model, precision: str, *_: Any) -> tuple[str, float]:
+        times_ms = {"f32": max(17.0, 20.0 - 2 * sum(name == "f32" for name, _ in made)), "bf16": bf16_ms}
+        made.append((precision, times_ms[precision]))
+        return made[-1]
+
+    monkeypatch.setattr(Wav2LipNetwork, "_able", lambda _: ["f32", "bf16"])
+    monkeypatch.setattr(Wav2LipNetwork, "_drawer", drawer)
+    monkeypatch.setattr(Wav2LipNetwork, "_time_ms", lambda _, request: request[1])
+    network = Wav2LipNetwork(folder)
+    assert [name for name, _ in made] == tried
+    assert network.precision == chosen
+    assert network._request == (chosen, 17.0 if chosen == "f32" else bf16_ms)
+
+
 def test_the_plain_network_is_left_as_it_was(plain: ov.Model) -> None:
     before = [node.get_friendly_name() for node in plain.get_ordered_ops()]
     split(plain)
