@@ -530,7 +530,7 @@ LIVE_HELD_MS: Final = 250.0
 LIVE_BEND_DELAY_SAMPLES: Final = 16
 LIVE_BEND_DB: Final = -80.0
 
-# Recordings (tests/unit/test_recorder.py, tests/web/test_recordings.py)
+# Recordings (tests/process/test_recorder.py, tests/web/test_recordings.py)
 RECORDING_SKEW_S: Final = 0.03
 """between a flash and its click in the file: less than a frame"""
 RECORDING_FLASHES_SEEN: Final = 2

@@ -127,7 +127,9 @@ def test_every_loop_of_every_kind_of_file_is_the_first_one_again(
         heard.append(sound_of(follow(source, 2 * length if loop else None)))
         source.close()
     assert len(heard[0]) == length
-    np.testing.assert_array_equal(heard[1], np.tile(heard[0], 2))
+    # After a pause of the machine a source gives more at once than was waited for.
+    np.testing.assert_array_equal(heard[1], np.resize(heard[0], len(heard[1])))
+    assert len(heard[1]) >= 2 * length
     assert capfd.readouterr().err == ""
 
 

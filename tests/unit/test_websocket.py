@@ -408,6 +408,8 @@ def test_a_signal_does_not_disturb(pair: tuple[WebSocket, Peer]):
     finally:
         sender.join()
         signal.setitimer(signal.ITIMER_REAL, 0)
+        # One may be on its way to another thread still; ignoring takes it back, the old handling would end the process.
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -15,7 +15,7 @@ import requests
 
 from services.streamer import recordings
 from tests.budgets import RECORDING_CUT_S, RECORDING_LENGTH_S, RECORDING_SKEW_S, RECORDING_WAIT_S
-from tests.unit.test_recorder import decoded
+from tests.process.test_recorder import decoded
 from tests.web.conftest import until
 from tests.web.standin import Session
 
