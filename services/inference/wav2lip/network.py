@@ -63,7 +63,7 @@ FEWER_PRODUCTS_FROM: Final = (64, 128)
 LEAST_LEFT: Final = 0.6
 """share of the time of a frame in 32 bits that fewer products leave at best"""
 WORTH: Final = 0.92
-"""a lower precision is taken if it needs at most this share of the time"""
+"""a more exact precision is taken if the fastest one that is less exact needs at least this share of its time"""
 
 AUDIO_SHAPE: Final = (1, MEL_BANDS, MEL_FRAMES)
 FACE_SHAPE: Final = (6, FACE_SIZE, FACE_SIZE)
